@@ -1,0 +1,65 @@
+"""Tokenizers.  Enters: a checkpoint folder and the rows of the embedding; leaves: the tokenizer.* keys of GGUF.
+
+A folder with tokenizer.model is SentencePiece's, whatever else lies there; otherwise tokenizer.json decides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import UnsupportedError, UsageError
+from ..jsonfile import Settings
+from ..plan import Entry
+from .bpe import read_byte_level
+from .special import special_entries
+from .spm import read_sentencepiece
+from .spm_json import read_byte_fallback
+from .table import TokenTable, TokenType
+
+_FAMILIES = ("SentencePiece BPE (tokenizer.model)", "byte-level BPE (tokenizer.json)", "BPE with byte_fallback")
+
+
+def vocab_entries(folder: Path, config: Settings, rows: int) -> list[Entry]:
+    """Return the metadata of the tokenizer in `folder`, for an embedding of `rows` rows.
+
+    Raises UsageError when there is no tokenizer, UnsupportedError for one that a GGUF file cannot express exactly,
+    ModelFileError for a damaged one or one with more tokens than rows.
+    """
+    tokenizer_config = Settings.load_if_there(folder / "tokenizer_config.json")
+    json_file = folder / "tokenizer.json"
+    tokenizer_json = Settings.load_if_there(json_file)
+    if (folder / "tokenizer.model").exists():
+        table = read_sentencepiece(folder, tokenizer_config, tokenizer_json, rows)
+    elif json_file.exists():
+        model = tokenizer_json.section("model")
+        kind = model.text("type", default="BPE" if model.has("merges") else "unknown")
+        if kind != "BPE":
+            raise UnsupportedError("tokenizer", kind, _FAMILIES, json_file)
+        reader = read_byte_fallback if model.boolean("byte_fallback", default=False) else read_byte_level
+        table = reader(tokenizer_json, tokenizer_config, rows)
+    else:
+        raise UsageError(f"{folder}: has no tokenizer; tokenizer.model or tokenizer.json is needed")
+    return _table_entries(table) + special_entries(folder, config, tokenizer_config, tokenizer_json, table)
+
+
+def _table_entries(table: TokenTable) -> list[Entry]:
+    """Return the table as llama.cpp's converter writes it; ids without a token are [PADn], UNUSED."""
+    tokens = [token if token is not None else f"[PAD{i}]".encode() for i, token in enumerate(table.tokens)]
+    found = [
+        Entry("tokenizer.ggml.model", "string", table.model),
+        Entry("tokenizer.ggml.pre", "string", table.pre),
+        Entry("tokenizer.ggml.tokens", "array", tokens, "string"),
+        Entry("tokenizer.ggml.token_type", "array", np.array(table.types, np.int32), "int32"),
+    ]
+    if table.model == "llama":
+        found.append(Entry("tokenizer.ggml.scores", "array", np.array(table.scores, np.float32), "float32"))
+    if table.merges is not None:
+        found.append(Entry("tokenizer.ggml.merges", "array", table.merges, "string"))
+    if table.add_space_prefix is not None:
+        found.append(Entry("tokenizer.ggml.add_space_prefix", "bool", table.add_space_prefix))
+    return found
+
+
+__all__ = ["TokenTable", "TokenType", "vocab_entries"]

@@ -1,0 +1,81 @@
+"""How many bytes a tensor type takes.  Enters: a type id or name from a file; leaves: its block layout.
+
+Every type id that llama.cpp writes is listed here, so that the reader can check where each tensor of a file ends even
+when its numbers cannot be used; the types that halfbyte computes with are the `BlockFormat`s of this package.
+Source: `enum ggml_type` and the block structs of ggml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Size of a tensor type: blocks of `block_size` consecutive elements of a row, `block_bytes` bytes each."""
+
+    name: str
+    gguf_id: int
+    block_size: int
+    block_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits an element takes, its share of the scales included."""
+        return 8 * self.block_bytes / self.block_size
+
+    def row_bytes(self, n_cols: int) -> int:
+        """Return the bytes of a row of `n_cols` elements; ValueError when blocks do not divide it."""
+        if n_cols % self.block_size:
+            raise ValueError(f"{self.name} packs {self.block_size} elements at a time; a row has {n_cols}")
+        return n_cols // self.block_size * self.block_bytes
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """Return the bytes of a tensor of `shape` (rows first, the last axis is the row); a Python int, never wraps."""
+        return prod(shape[:-1]) * self.row_bytes(shape[-1])
+
+
+UNSUPPORTED = (
+    Layout("q8_1", 9, 32, 36),
+    Layout("q2_k", 10, 256, 84),
+    Layout("q3_k", 11, 256, 110),
+    Layout("q4_k", 12, 256, 144),
+    Layout("q5_k", 13, 256, 176),
+    Layout("q6_k", 14, 256, 210),
+    Layout("q8_k", 15, 256, 292),
+    Layout("iq2_xxs", 16, 256, 66),
+    Layout("iq2_xs", 17, 256, 74),
+    Layout("iq3_xxs", 18, 256, 98),
+    Layout("iq1_s", 19, 256, 50),
+    Layout("iq4_nl", 20, 32, 18),
+    Layout("iq3_s", 21, 256, 110),
+    Layout("iq2_s", 22, 256, 82),
+    Layout("iq4_xs", 23, 256, 136),
+    Layout("i8", 24, 1, 1),
+    Layout("i16", 25, 1, 2),
+    Layout("i32", 26, 1, 4),
+    Layout("i64", 27, 1, 8),
+    Layout("f64", 28, 1, 8),
+    Layout("iq1_m", 29, 256, 56),
+    Layout("tq1_0", 34, 256, 54),
+    Layout("tq2_0", 35, 256, 66),
+    Layout("mxfp4", 39, 32, 17),
+    Layout("nvfp4", 40, 64, 36),
+    Layout("q1_0", 41, 128, 18),
+    Layout("q2_0", 42, 64, 18),
+)
+"""Types that files hold and halfbyte does not compute with."""
+
+REMOVED = {
+    4: "q4_2",
+    5: "q4_3",
+    31: "q4_0_4_4",
+    32: "q4_0_4_8",
+    33: "q4_0_8_8",
+    36: "iq4_nl_4_4",
+    37: "iq4_nl_4_8",
+    38: "iq4_nl_8_8",
+}
+"""Ids that llama.cpp gave up: the name they had."""

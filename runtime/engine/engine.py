@@ -1,0 +1,151 @@
+"""The engine.  Enters: a GGUF file, then steps (parts of sequences); leaves: logits.
+
+One engine owns one model: its threads, weights, KV pages and program.  It is used from one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UsageError
+from ...quant.gguf_reader import GgufFile
+from ..kernels.jit import Library, host_library
+from ..kernels.sync import alone_kernel, lead_kernel, work_kernel
+from ..machine import default_threads
+from ..models import read_model
+from ..options import RuntimeOptions
+from .batch import Part, StepInputs
+from .kv_pages import PagePool, Sequence
+from .program import Builder
+from .threads import ThreadPool
+from .weights import Weights
+
+MAX_OUTPUTS = 64  # rows of logits that one step can give: 33 MB for 128k tokens
+# Bytes of weights times rows below which one thread is quicker: 50 barriers of 1 us, and a neighbour may hold one up.
+SHARED_WORK = 2 << 20
+
+Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
+
+
+def _cache_type(file: GgufFile, options: RuntimeOptions) -> str:
+    """The KV cache's elements: who keeps every weight in float32 wants its digits, so rounding keys would be wrong."""
+    if options.cache_type != "auto":
+        return options.cache_type
+    return "f32" if all(view.format.name == "f32" for view in file.tensors.values()) else "f16"
+
+
+class Engine:
+    """A model ready to run.
+
+    model     its hyper-parameters
+    n_ctx     positions that all sequences together can hold
+    n_ubatch  most rows of one step
+    """
+
+    def __init__(
+        self,
+        file: GgufFile,
+        options: RuntimeOptions,
+        progress: Progress | None = None,
+        library: Library | None = None,
+    ):
+        """Load the model of `file`, which stays open as long as the engine.
+
+        `progress` hears of what takes long.  Raises ModelFileError, UnsupportedError, UsageError.
+        """
+        self.model = read_model(file)
+        self.n_ctx = options.context or self.model.n_ctx_train
+        self.n_ubatch = min(options.ubatch, self.n_ctx)
+        self.n_threads = options.threads or default_threads()
+        self.library = library or host_library()
+
+        def stage(what: str) -> Callable[[int, int], None] | None:
+            return (lambda done, total: progress(what, done, total)) if progress else None
+
+        self.library.load([lead_kernel(), alone_kernel(), work_kernel()], stage("compiling kernels"))
+        self._closed = False
+        self.cache_type = _cache_type(file, options)
+        self._threads = ThreadPool(self.library, self.n_threads)
+        try:
+            self._load(file, stage)
+        except BaseException:
+            self._threads.close()
+            raise
+
+    def _load(self, file: GgufFile, stage: Callable[[str], Callable[[int, int], None] | None]) -> None:
+        """Lay out the program and fill its weights."""
+        self._pages = PagePool(
+            self.model.n_layers, self.model.n_kv_heads, self.model.head_dim, self.n_ctx, self.cache_type
+        )
+        self._inputs = StepInputs(self.n_ubatch, self.model.frequencies)
+        self.max_outputs = min(MAX_OUTPUTS, self.n_ubatch)
+        weights = Weights(file, self.library, self._threads)
+        builder = Builder(self.library, self.n_threads, self._inputs, self._pages, self.max_outputs)
+        self._logits = self.model.build(builder, weights)
+        weights.check_complete()
+        self.library.load(weights.kernels() + builder.kernels(), stage("compiling kernels"))
+        weights.pack(stage("loading weights"))
+        self._weights = weights
+        self._program = builder.finish()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that decoding one token reads."""
+        return self._weights.matrix_bytes
+
+    def new_sequence(self) -> Sequence:
+        """Return an empty sequence."""
+        return Sequence(self._pages)
+
+    def step(self, parts: Items[Part]) -> NDArray[np.float32]:
+        """Run one forward pass; return the logits, float32 [n_outputs, n_vocab], of each part's last `outputs` rows.
+
+        The array is the engine's own: the next step overwrites it.  At most n_ubatch rows and max_outputs outputs.
+        Raises ContextLengthError when a part does not fit, and ValueError for parts that cannot be; no sequence has
+        changed then.
+        """
+        if self._closed:
+            raise UsageError("the model is closed; load it again to use it")
+        rows = self._checked_rows(parts)
+        lengths = [len(part.sequence) for part in parts]
+        try:
+            n_outputs = self._inputs.fill(parts)
+            self._threads.run(self._program.steps, alone=rows * self._weights.matrix_bytes < SHARED_WORK)
+        except BaseException:  # also Ctrl-C: a sequence never holds tokens whose keys were not computed
+            for part, length in zip(parts, lengths, strict=True):
+                part.sequence.truncate(length)
+            raise
+        stride = self._logits.stride // 4
+        return self._logits.memory.array(np.float32, (self.max_outputs, stride))[:n_outputs, : self.model.n_vocab]
+
+    def _checked_rows(self, parts: Items[Part]) -> int:
+        """Return how many rows `parts` have; compiled code believes what it is told, so all of it is checked here."""
+        rows, outputs = sum(len(part.tokens) for part in parts), sum(part.outputs for part in parts)
+        if rows > self.n_ubatch or outputs > self.max_outputs:
+            raise ValueError(
+                f"a step of {rows} rows and {outputs} outputs; allowed are {self.n_ubatch} and {self.max_outputs}"
+            )
+        n_vocab = self.model.n_vocab
+        for part in parts:
+            if not 0 <= part.outputs <= len(part.tokens):
+                raise ValueError(f"{part.outputs} outputs of {len(part.tokens)} tokens")
+            if not all(0 <= token < n_vocab for token in part.tokens):
+                raise ValueError(f"tokens {part.tokens} are not all of the {n_vocab} in the vocabulary")
+        return rows
+
+    def feed(self, sequence: Sequence, tokens: list[int]) -> NDArray[np.float32]:
+        """Append `tokens` (at least one), a ubatch at a time; return the logits after the last, float32 [n_vocab]."""
+        for first in range(0, len(tokens), self.n_ubatch):
+            part = tokens[first : first + self.n_ubatch]
+            last = first + len(part) == len(tokens)
+            logits = self.step([Part(sequence, part, outputs=int(last))])
+        return logits[0]
+
+    def close(self) -> None:
+        """End the engine's threads; `step` raises UsageError from now on."""
+        self._closed = True
+        self._threads.close()

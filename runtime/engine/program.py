@@ -1,0 +1,265 @@
+"""A forward pass as a table of kernel calls.  Enters: a model's description (models/<arch>.py calls the builder's
+methods in order); leaves: int64 [n_steps, 2] of (kernel address, record address) over buffers made once.
+
+Buffers hold `max_rows` rows.  The same buffer serves every layer: what a layer leaves behind is only the hidden state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels import attention as attn
+from ..kernels import elementwise as ew
+from ..kernels.jit import Kernel, Library
+from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
+from ..kernels.panels import BLOCK
+from .batch import N_OUTPUTS, N_ROWS, N_TILES, StepInputs
+from .kv_pages import PagePool
+from .memory import Memory
+from .weights import Matrix, Table
+
+L2_BYTES = 1 << 20  # of activation rows that one pass over a chunk of panels keeps close
+TASK_BYTES = 512 << 10  # of weights in one task, at most; 32 KiB cost decoding 11 %, as streams of reads break off
+
+
+@dataclass(frozen=True)
+class Rows:
+    """float32 [max_rows, columns], `stride` bytes from row to row (a whole number of 64 bytes)."""
+
+    memory: Memory
+    columns: int
+    stride: int
+
+    @property
+    def address(self) -> int:
+        return self.memory.address
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a linear layer reads: float32 rows, int8 codes with scales and corrections, or both (ew.Sink)."""
+
+    sink: ew.Sink
+    columns: int
+    rows: Rows | None
+    codes: Memory | None
+    scales: Memory | None
+    corrections: Memory | None
+    max_rows: int
+
+    def fields(self) -> dict[str, int]:
+        """The record fields of the kernel that writes this."""
+        block_stride = 4 * (self.columns // BLOCK)
+        return {
+            "out": self.rows.address if self.rows else 0,
+            "out_stride": self.rows.stride if self.rows else 0,
+            "codes": self.codes.address if self.codes else 0,
+            "codes_stride": self.columns,
+            "scales": self.scales.address if self.scales else 0,
+            "corrections": self.corrections.address if self.corrections else 0,
+            "corrections_bytes": self.max_rows * block_stride,
+            "block_stride": block_stride,
+        }
+
+
+@dataclass
+class Program:
+    """`steps` int64 [n_steps, 2]; everything that the addresses in it point to is kept here."""
+
+    steps: NDArray[np.int64]
+    keep: list[object] = field(repr=False)
+
+
+class Builder:
+    """Lays out a program for up to `max_rows` rows of which `max_outputs` give logits."""
+
+    def __init__(self, library: Library, threads: int, inputs: StepInputs, pool: PagePool, max_outputs: int):
+        self._library, self._threads, self._inputs, self._pool = library, threads, inputs, pool
+        self._max_rows, self._max_outputs = inputs.max_rows, max_outputs
+        self._lanes = library.target.lanes
+        self._calls: list[tuple[Kernel, NDArray[np.int64]]] = []
+        self._keep: list[object] = [inputs, pool]
+        self._buffers: dict[tuple[object, ...], object] = {}
+        self._zeros = np.zeros(64, np.float32)
+        self._count = {i: int(inputs.counts.ctypes.data) + 8 * i for i in (N_ROWS, N_OUTPUTS, N_TILES)}
+        self._counted, self._rows_now = N_ROWS, self._max_rows
+
+    # -- buffers --------------------------------------------------------------------------------------------------
+
+    def _rows(self, use: str, columns: int) -> Rows:
+        key = (use, columns, self._rows_now)
+        if key not in self._buffers:
+            stride = -(-columns * 4 // 64) * 64
+            self._buffers[key] = Rows(Memory(self._rows_now * stride, use), columns, stride)
+        rows = self._buffers[key]
+        assert isinstance(rows, Rows)
+        return rows
+
+    def _activations(self, use: str, columns: int, into: tuple[Matrix, ...]) -> Activations:
+        corrections = dict.fromkeys(c for m in into if (c := m.layout.correction(self._library.target)) is not None)
+        sink = ew.Sink(
+            float32=any(m.layout.is_float for m in into),
+            codes=any(not m.layout.is_float for m in into),
+            corrections=tuple(corrections),
+        )
+        key = (use, columns, self._rows_now, sink)
+        if key not in self._buffers:
+            n, blocks = self._rows_now, columns // BLOCK
+            self._buffers[key] = Activations(
+                sink, columns,
+                rows=self._rows(use, columns) if sink.float32 else None,
+                codes=Memory(n * columns, use) if sink.codes else None,
+                scales=Memory(n * blocks * 4, use) if sink.codes else None,
+                corrections=Memory(n * blocks * 4 * len(corrections), use) if corrections else None,
+                max_rows=n,
+            )  # fmt: skip
+        activations = self._buffers[key]
+        assert isinstance(activations, Activations)
+        return activations
+
+    def _add(self, kernel: Kernel, record: NDArray[np.int64]) -> None:
+        self._calls.append((kernel, record))
+
+    # -- operations -----------------------------------------------------------------------------------------------
+
+    def embed(self, table: Table) -> Rows:
+        """The hidden state: one row of `table` for each token."""
+        out = self._rows("hidden", table.columns)
+        self._add(
+            ew.embed_kernel(table.layout.name),
+            ew.EMBED.make(
+                n_rows=self._count[N_ROWS], tokens=self._inputs.tokens.ctypes.data, table=table.address,
+                row_bytes=table.row_bytes, columns=table.columns, out=out.address, out_stride=out.stride,
+            ),
+        )  # fmt: skip
+        return out
+
+    def rms_norm(self, x: Rows, weight: int, epsilon: float, into: tuple[Matrix, ...]) -> Activations:
+        """Normalised rows of x, times the float32 vector at `weight`, in the form that the matrices `into` read."""
+        return self._norm(x, weight, epsilon, into, indexed=False)
+
+    def output_norm(self, x: Rows, weight: int, epsilon: float, into: tuple[Matrix, ...]) -> Activations:
+        """As rms_norm, of the rows that want logits; what follows works on those rows only."""
+        self._counted, self._rows_now = N_OUTPUTS, self._max_outputs
+        return self._norm(x, weight, epsilon, into, indexed=True)
+
+    def _norm(self, x: Rows, weight: int, epsilon: float, into: tuple[Matrix, ...], indexed: bool) -> Activations:
+        out = self._activations("normed", x.columns, into)
+        self._add(
+            ew.norm_kernel(out.sink, indexed),
+            ew.NORM.make(
+                n_rows=self._count[self._counted], row_index=self._inputs.output_rows.ctypes.data, x=x.address,
+                x_stride=x.stride, columns=x.columns, weight=weight, epsilon=epsilon, **out.fields(),
+            ),
+        )  # fmt: skip
+        return out
+
+    def linear(self, x: Activations, *weights: Matrix) -> tuple[Rows, ...]:
+        """x @ w.T (+ bias) for each matrix; matrices of one type share a step."""
+        outs = tuple(self._rows(f"linear{i}", w.rows) for i, w in enumerate(weights))
+        by_type: dict[str, list[tuple[Matrix, Rows]]] = {}
+        for w, out in zip(weights, outs, strict=True):
+            by_type.setdefault(w.layout.name, []).append((w, out))
+        for pairs in by_type.values():
+            self._matmul(x, pairs, add=False)
+        return outs
+
+    def linear_add(self, hidden: Rows, x: Activations, weight: Matrix) -> None:
+        """hidden += x @ weight.T (+ bias)."""
+        self._matmul(x, [(weight, hidden)], add=True)
+
+    def _matmul(self, x: Activations, pairs: list[tuple[Matrix, Rows]], add: bool) -> None:
+        layout = pairs[0][0].layout
+        total = sum(w.n_panels for w, _ in pairs)
+        panel_bytes = pairs[0][0].panel_bytes
+        chunk = max(1, min(TASK_BYTES // panel_bytes, total // (8 * self._threads)))
+        matrices = np.concatenate([
+            MATRIX.make(
+                panels=w.panels, panel_bytes=w.panel_bytes, n_panels=w.n_panels, n_chunks=-(-w.n_panels // chunk),
+                y=y.address, y_stride=y.stride, bias=w.bias or int(self._zeros.ctypes.data),
+                bias_step=4 * self._lanes if w.bias else 0,
+            )
+            for w, y in pairs
+        ])  # fmt: skip
+        self._keep.append(matrices)
+        tile = self._library.target.tile
+        if layout.is_float:
+            assert x.rows is not None
+            source, stride, row_bytes = x.rows.address, x.rows.stride, 4 * x.columns
+        else:
+            assert x.codes is not None
+            source, stride, row_bytes = x.codes.address, x.columns, x.columns + x.columns // 4
+        fields = x.fields()
+        correction = layout.correction(self._library.target)
+        place = x.sink.corrections.index(correction) if correction is not None else 0
+        self._add(
+            matmul_kernel(layout.name, add),
+            MATMUL.make(
+                n_rows=self._count[self._counted], steps=x.columns // layout.step_columns, x=source, x_stride=stride,
+                scales=fields["scales"], corrections=fields["corrections"] + place * fields["corrections_bytes"],
+                block_stride=fields["block_stride"], token_block=max(tile, L2_BYTES // row_bytes // tile * tile),
+                chunk=chunk, n_matrices=len(pairs), matrices=int(matrices.ctypes.data),
+            ),
+        )  # fmt: skip
+
+    def rope_store(self, layer: int, query: Rows, key: Rows, value: Rows, head_dim: int, n_rot: int) -> None:
+        """Rotate query and key rows; put keys and values into the layer's pages."""
+        inputs, (keys, values) = self._inputs, self._pool.layers[layer]
+        self._add(
+            attn.rope_kernel(head_dim, n_rot, self._pool.kv),
+            attn.ROPE.make(
+                n_rows=self._count[N_ROWS], query=query.address, query_stride=query.stride, key=key.address,
+                value=value.address, key_stride=key.stride, n_heads=query.columns // head_dim,
+                n_kv_heads=key.columns // head_dim, cosine=inputs.cosine.ctypes.data, sine=inputs.sine.ctypes.data,
+                pages=inputs.pages.ctypes.data, slots=inputs.slots.ctypes.data, keys=keys, values=values,
+            ),
+        )  # fmt: skip
+
+    def attention(
+        self, layer: int, query: Rows, n_kv_heads: int, head_dim: int, into: tuple[Matrix, ...]
+    ) -> Activations:
+        """softmax(q k^T / sqrt(head_dim)) v over the positions of each row's sequence up to its own."""
+        out, (keys, values) = self._rows("attended", query.columns), self._pool.layers[layer]
+        self._add(
+            attn.attention_kernel(head_dim, query.columns // head_dim // n_kv_heads, self._pool.kv),
+            attn.ATTENTION.make(
+                n_tiles=self._count[N_TILES], tiles=self._inputs.tiles.ctypes.data, query=query.address,
+                query_stride=query.stride, n_kv_heads=n_kv_heads, keys=keys, values=values, out=out.address,
+                out_stride=out.stride, scale=attn.attention_scale(head_dim),
+            ),
+        )  # fmt: skip
+        ready = self._activations("attended", query.columns, into)
+        if not ready.sink.codes:
+            return ready  # the rows themselves
+        self._add(
+            ew.quantize_kernel(ew.Sink(False, True, ready.sink.corrections)),
+            ew.QUANTIZE.make(
+                n_rows=self._count[N_ROWS], x=out.address, x_stride=out.stride, columns=out.columns, **ready.fields()
+            ),
+        )
+        return ready
+
+    def swiglu(self, gate: Rows, up: Rows, into: tuple[Matrix, ...]) -> Activations:
+        """silu(gate) * up."""
+        out = self._activations("gated", gate.columns, into)
+        self._add(
+            ew.swiglu_kernel(out.sink),
+            ew.SWIGLU.make(
+                n_rows=self._count[N_ROWS], gate=gate.address, up=up.address, x_stride=gate.stride,
+                columns=gate.columns, **out.fields(),
+            ),
+        )  # fmt: skip
+        return out
+
+    def kernels(self) -> list[Kernel]:
+        """The kernels that the program needs, once each."""
+        return list(dict.fromkeys(kernel for kernel, _ in self._calls))
+
+    def finish(self) -> Program:
+        """Return the program; its kernels are loaded then."""
+        steps = np.array([[self._library.address(k), r.ctypes.data] for k, r in self._calls], np.int64)
+        self._keep += [r for _, r in self._calls] + list(self._buffers.values()) + [self._zeros]
+        return Program(steps, self._keep)

@@ -1,0 +1,137 @@
+"""Weights in memory.  Enters: tensors of a GGUF file; leaves: panels for matmul, float32 vectors, embedding tables.
+
+Matrices are repacked once, at load, by all threads; the file's own pages are given back after each, so resident
+memory stays near one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ModelFileError, UnsupportedError
+from ...quant.gguf_reader import GgufFile, TensorView
+from ..kernels.jit import Kernel, Library
+from ..kernels.panels import LAYOUTS, PACK, Layout, n_panels, pack_kernel
+from .memory import Memory
+from .threads import ThreadPool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A packed weight matrix [rows, columns]: y = x @ matrix.T."""
+
+    name: str
+    layout: Layout
+    rows: int
+    columns: int
+    panels: int  # address
+    panel_bytes: int
+    n_panels: int
+    bias: int  # address of float32 [n_panels * lanes], 0 for none
+
+
+@dataclass(frozen=True)
+class Table:
+    """An embedding table [rows, columns] as the file holds it."""
+
+    layout: Layout
+    rows: int
+    columns: int
+    address: int
+    row_bytes: int
+
+
+class Weights:
+    """The tensors of one model, each taken by name with the shape that the hyper-parameters promise."""
+
+    def __init__(self, file: GgufFile, library: Library, threads: ThreadPool):
+        self._file, self._library, self._threads = file, library, threads
+        self._memory: list[Memory] = []
+        self._pending: list[tuple[TensorView, Kernel, NDArray[np.int64]]] = []
+        self._vectors: list[NDArray[np.float32]] = []
+        self._taken = {"rope_freqs.weight"}  # the hyper-parameters' reader has it
+        self.matrix_bytes = 0  # bytes of all panels: what decoding one token reads
+
+    def has(self, name: str) -> bool:
+        return name in self._file.tensors
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> TensorView:
+        self._taken.add(name)
+        view = self._file.tensors.get(name)
+        if view is None:
+            raise ModelFileError(self._file.path, "is missing; the model's hyper-parameters ask for it", place=name)
+        if view.shape != shape:
+            raise ModelFileError(
+                self._file.path, f"has shape {view.shape}; the model's hyper-parameters ask for {shape}", place=name
+            )
+        return view
+
+    def _layout(self, view: TensorView) -> Layout:
+        layout = LAYOUTS.get(view.format.name)
+        if layout is None:
+            raise UnsupportedError(
+                f"type of tensor {view.name}", view.format.name, list(LAYOUTS), where=self._file.path
+            )
+        return layout
+
+    def vector(self, name: str, n: int) -> int:
+        """Return the address of a float32 copy of a one-dimensional tensor [n], padded with zeros to 64 elements."""
+        values = np.zeros(-(-n // 64) * 64, np.float32)
+        values[:n] = self._tensor(name, (n,)).dequantize()
+        if not np.isfinite(values).all():
+            raise ModelFileError(self._file.path, "holds a value that is not finite", place=name)
+        self._vectors.append(values)
+        return int(values.ctypes.data)
+
+    def table(self, name: str, rows: int, columns: int) -> Table:
+        """Return an embedding table where it lies in the mapped file."""
+        view = self._tensor(name, (rows, columns))
+        return Table(self._layout(view), rows, columns, view.address(), view.nbytes // rows)
+
+    def matrix(self, name: str, rows: int, columns: int, bias: str | None = None) -> Matrix:
+        """Return a tensor [rows, columns] as panels, with the float32 vector `bias` [rows] where the file has it.
+
+        The panels are filled by `pack`.
+        """
+        view = self._tensor(name, (rows, columns))
+        layout, lanes = self._layout(view), self._library.target.lanes
+        count, steps = n_panels(rows, lanes), columns // layout.step_columns
+        panel_bytes = steps * layout.step_bytes(lanes)
+        memory = Memory(count * panel_bytes, f"tensor {name}")
+        self._memory.append(memory)
+        self.matrix_bytes += count * panel_bytes
+        record = PACK.make(
+            source=view.address(), panels=memory.address, rows=rows, row_bytes=view.nbytes // rows, steps=steps,
+            n_panels=count,
+        )  # fmt: skip
+        self._pending.append((view, pack_kernel(layout.name), record))
+        has_bias = bias is not None and self.has(bias)
+        return Matrix(
+            name, layout, rows, columns, memory.address, panel_bytes, count,
+            self.vector(bias, rows) if has_bias and bias is not None else 0,
+        )  # fmt: skip
+
+    def check_complete(self) -> None:
+        """Raise ModelFileError for a tensor that nobody took: without what it does, the answers would be wrong."""
+        for name in self._file.tensors:
+            if name not in self._taken:
+                raise ModelFileError(self._file.path, "is no part of this architecture as it is known here", place=name)
+
+    def kernels(self) -> list[Kernel]:
+        """The kernels that `pack` needs."""
+        return list(dict.fromkeys(kernel for _, kernel, _ in self._pending))
+
+    def pack(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Fill the panels of every matrix asked for; `progress` gets (bytes done, bytes in all)."""
+        done, total = 0, sum(view.nbytes for view, _, _ in self._pending)
+        for view, kernel, record in self._pending:
+            self._threads.run(np.array([[self._library.address(kernel), record.ctypes.data]], np.int64))
+            view.release()
+            done += view.nbytes
+            if progress:
+                progress(done, total)
+        self._pending = []

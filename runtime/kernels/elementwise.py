@@ -1,0 +1,172 @@
+"""Everything that works row by row.  Enters: float32 rows; leaves: float32 rows or the int8 codes that matmul reads.
+
+A kernel's result goes to a `Sink`: float32 rows, or blocks of 32 int8 codes with a scale (absmax / 127 rounded to
+float16, as llama.cpp's Q8_0, so that both pick the same tokens) and the corrections that the consuming formats want
+(panels.Layout.correction), or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .emit import F16, F32, I8, I32, I64, Emitter, Value, vec
+from .jit import Kernel
+from .panels import BLOCK, LAYOUTS, element_rows
+from .records import Fields, Record
+from .targets import ACTIVATION_MAX
+
+# float32 rows `out` of out_stride bytes; int8 rows `codes` of codes_stride; scales float32 and corrections (one array
+# of corrections_bytes after the other) [row, block] with block_stride bytes a row.
+_SINK = ("out", "out_stride", "codes", "codes_stride", "scales", "corrections", "corrections_bytes", "block_stride")
+
+EMBED = Record("n_rows", "tokens", "table", "row_bytes", "columns", "out", "out_stride")
+NORM = Record("n_rows", "row_index", "x", "x_stride", "columns", "weight", "epsilon", *_SINK)
+SWIGLU = Record("n_rows", "gate", "up", "x_stride", "columns", *_SINK)
+QUANTIZE = Record("n_rows", "x", "x_stride", "columns", *_SINK)
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Which outputs a kernel writes: float32 rows, and int8 codes with these corrections."""
+
+    float32: bool
+    codes: bool
+    corrections: tuple[int | str, ...] = ()
+
+    def params(self) -> tuple[bool, bool, tuple[int | str, ...]]:
+        return self.float32, self.codes, self.corrections
+
+
+def _put(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x: Value) -> None:
+    """Write one block <32 x f32> of a row to the sink."""
+    if sink.float32:
+        e.store(x, a.out + row * a.out_stride + block * (4 * BLOCK))
+    if not sink.codes:
+        return
+    largest = e.largest(e.abs(x))
+    positive = largest > 0.0
+    inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, largest, 1.0), 0.0)
+    codes = e.round(x * inverse.splat(BLOCK)).to(I32)
+    scale = (largest * (1.0 / ACTIVATION_MAX)).to(F16).to(F32)
+    at = row * a.block_stride + block * 4
+    e.store(codes.to(I8), a.codes + row * a.codes_stride + block * BLOCK)
+    e.store(scale, a.scales + at)
+    if sink.corrections:
+        total = e.sum(codes)
+        for i, kind in enumerate(sink.corrections):
+            value = total * kind if isinstance(kind, int) else total.to(F32) * scale
+            e.store(value, a.corrections + a.corrections_bytes * i + at)
+
+
+def _tail(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Callable[[Value], Value]) -> None:
+    """Columns that fill no block: float32 only (a format with blocks never has them)."""
+    if not sink.float32:
+        return
+    with e.loop(first, a.columns) as k:
+        e.store(element(k), a.out + row * a.out_stride + k * 4)
+
+
+def _share(e: Emitter, count: Value) -> tuple[Value, Value]:
+    """This thread's slice of range(count)."""
+    _, thread, threads, _ = e.args
+    return count * thread // threads, count * (thread + 1) // threads
+
+
+def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections: tuple[int | str, ...]) -> None:
+    """Program step: x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019).  Record: NORM.
+
+    indexed: row i is x[row_index[i]] (int64), which gathers the rows that want logits.
+    """
+    sink, width = Sink(float32, codes, corrections), e.target.lanes
+    a = NORM.read(e, e.args[0])
+    first, end = _share(e, e.load(a.n_rows, I64))
+    epsilon, blocks = a.float32("epsilon"), a.columns // BLOCK
+    wide = a.columns // width * width
+    with e.loop(first, end) as row:
+        x = a.x + (e.load(a.row_index + row * 8, I64) if indexed else row) * a.x_stride
+        squares = e.var(e.zero(vec(F32, width)))
+        with e.loop(0, wide, width) as k:
+            v = e.load(x + k * 4, vec(F32, width))
+            squares.set(e.fma(v, v, squares.value))
+        total = e.var(e.sum(squares.value))
+        with e.loop(wide, a.columns) as k:
+            v = e.load(x + k * 4, F32)
+            total.set(e.fma(v, v, total.value))
+        factor = 1.0 / e.sqrt(total.value / a.columns.to(F32) + epsilon)
+        with e.loop(0, blocks) as block:
+            at = block * (4 * BLOCK)
+            v = e.load(x + at, vec(F32, BLOCK)) * factor.splat(BLOCK) * e.load(a.weight + at, vec(F32, BLOCK))
+            _put(e, sink, a, row, block, v)
+        _tail(
+            e, sink, a, row, blocks * BLOCK, lambda k: e.load(x + k * 4, F32) * factor * e.load(a.weight + k * 4, F32)
+        )
+
+
+def _by_block(e: Emitter, sink: Sink, a: Fields, element: Callable[[Value, Value, int], Value]) -> None:
+    """Walk this thread's share of all (row, block) pairs, so that one long row is shared too."""
+    n_rows, blocks = e.load(a.n_rows, I64), a.columns // BLOCK
+    with e.when(blocks > 0):
+        first, end = _share(e, n_rows * blocks)
+        with e.loop(first, end) as pair:
+            row, block = pair // blocks, pair % blocks
+            _put(e, sink, a, row, block, element(row, block * BLOCK, BLOCK))
+    with e.when((a.columns % BLOCK) > 0):
+        first, end = _share(e, n_rows)
+        with e.loop(first, end) as row:
+            _tail(e, sink, a, row, blocks * BLOCK, lambda k: element(row, k, 1))
+
+
+def swiglu(e: Emitter, float32: bool, codes: bool, corrections: tuple[int | str, ...]) -> None:
+    """Program step: silu(gate) * up, silu(x) = x / (1 + e^-x) (Shazeer 2020).  Record: SWIGLU."""
+    a = SWIGLU.read(e, e.args[0])
+
+    def element(row: Value, column: Value, n: int) -> Value:
+        at, ty = row * a.x_stride + column * 4, vec(F32, n)
+        gate = e.load(a.gate + at, ty)
+        return gate / (e.exp(-gate) + 1.0) * e.load(a.up + at, ty)
+
+    _by_block(e, Sink(float32, codes, corrections), a, element)
+
+
+def quantize(e: Emitter, float32: bool, codes: bool, corrections: tuple[int | str, ...]) -> None:
+    """Program step: float32 rows -> int8 codes (and a copy, where a float format reads them too).  Record: QUANTIZE."""
+    a = QUANTIZE.read(e, e.args[0])
+
+    def element(row: Value, column: Value, n: int) -> Value:
+        return e.load(a.x + row * a.x_stride + column * 4, vec(F32, n))
+
+    _by_block(e, Sink(float32, codes, corrections), a, element)
+
+
+def embed(e: Emitter, name: str) -> None:
+    """Program step: out[i] = row tokens[i] (int64) of the table of GGUF type `name`, as float32.  Record: EMBED."""
+    layout = LAYOUTS[name]
+    a = EMBED.read(e, e.args[0])
+    first, end = _share(e, e.load(a.n_rows, I64))
+    width = e.target.lanes if layout.is_float else BLOCK
+    step_bytes = layout.file_step_bytes() * (width if layout.is_float else 1)
+    with e.loop(first, end) as row:
+        source = a.table + e.load(a.tokens + row * 8, I64) * a.row_bytes
+        out, steps = a.out + row * a.out_stride, a.columns // width
+        with e.loop(0, steps) as i:
+            e.store(element_rows(e, layout, source + i * step_bytes, width), out + i * (4 * width))
+        if layout.is_float:
+            with e.loop(steps * width, a.columns) as k:
+                e.store(element_rows(e, layout, source + k * layout.file_step_bytes(), 1), out + k * 4)
+
+
+def embed_kernel(name: str) -> Kernel:
+    return Kernel(embed, (name,))
+
+
+def norm_kernel(sink: Sink, indexed: bool = False) -> Kernel:
+    return Kernel(rms_norm, (indexed, *sink.params()))
+
+
+def swiglu_kernel(sink: Sink) -> Kernel:
+    return Kernel(swiglu, sink.params())
+
+
+def quantize_kernel(sink: Sink) -> Kernel:
+    return Kernel(quantize, sink.params())

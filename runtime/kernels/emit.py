@@ -1,0 +1,408 @@
+"""SIMD vocabulary over llvmlite: enters a Python function that computes with `Value`s, leaves an LLVM function.
+
+A kernel is written once, as Python that runs while the code is emitted: Python loops unroll, `Emitter.loop` emits a
+loop, vector width and tile height are ordinary arguments.  Addresses are 64-bit integers in bytes.  All integers are
+signed unless a method says otherwise.  `Target` (targets.py) supplies what differs between instruction sets.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from llvmlite import ir
+
+if TYPE_CHECKING:
+    from .targets import Target
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+POINTER = ir.PointerType()
+
+
+def vec(element: ir.Type, n: int) -> ir.Type:
+    """Return the vector type <n x element>, or `element` itself for n = 1."""
+    return ir.VectorType(element, n) if n > 1 else element
+
+
+def _is_float(ty: ir.Type) -> bool:
+    return isinstance(getattr(ty, "element", ty), (ir.FloatType, ir.HalfType))
+
+
+class Value:
+    """An LLVM value with Python's operators.  Python numbers become constants of the other operand's type."""
+
+    __slots__ = ("e", "ir")
+
+    def __init__(self, e: Emitter, value: Any):
+        self.e, self.ir = e, value
+
+    @property
+    def type(self) -> Any:
+        return self.ir.type
+
+    @property
+    def lanes(self) -> int:
+        """Number of vector elements (1 for a scalar)."""
+        return getattr(self.ir.type, "count", 1)
+
+    def _binary(self, other: Any, int_op: str, float_op: str | None = None, swap: bool = False) -> Value:
+        a, b = self.ir, self.e.like(self, other).ir
+        op = float_op if _is_float(a.type) else int_op
+        assert op is not None, f"{int_op} has no float form"
+        if swap:
+            a, b = b, a
+        return Value(self.e, getattr(self.e.b, op)(a, b))
+
+    def __add__(self, o: Any) -> Value:
+        return self._binary(o, "add", "fadd")
+
+    __radd__ = __add__
+
+    def __sub__(self, o: Any) -> Value:
+        return self._binary(o, "sub", "fsub")
+
+    def __rsub__(self, o: Any) -> Value:
+        return self._binary(o, "sub", "fsub", swap=True)
+
+    def __mul__(self, o: Any) -> Value:
+        return self._binary(o, "mul", "fmul")
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, o: Any) -> Value:
+        return self._binary(o, "", "fdiv")
+
+    def __rtruediv__(self, o: Any) -> Value:
+        return self._binary(o, "", "fdiv", swap=True)
+
+    def __floordiv__(self, o: Any) -> Value:
+        """Division of non-negative integers."""
+        return self._binary(o, "udiv")
+
+    def __mod__(self, o: Any) -> Value:
+        """Remainder of non-negative integers."""
+        return self._binary(o, "urem")
+
+    def __and__(self, o: Any) -> Value:
+        return self._binary(o, "and_")
+
+    def __or__(self, o: Any) -> Value:
+        return self._binary(o, "or_")
+
+    def __xor__(self, o: Any) -> Value:
+        return self._binary(o, "xor")
+
+    def __lshift__(self, o: Any) -> Value:
+        return self._binary(o, "shl")
+
+    def __rshift__(self, o: Any) -> Value:
+        """Logical shift: zeros enter from the left."""
+        return self._binary(o, "lshr")
+
+    def __neg__(self) -> Value:
+        return Value(self.e, self.e.b.fneg(self.ir) if _is_float(self.type) else self.e.b.neg(self.ir))
+
+    def _compare(self, op: str, other: Any) -> Value:
+        b, o = self.e.b, self.e.like(self, other).ir
+        if _is_float(self.type):
+            return Value(self.e, b.fcmp_ordered(op, self.ir, o))
+        return Value(self.e, b.icmp_signed(op, self.ir, o))
+
+    def __lt__(self, o: Any) -> Value:
+        return self._compare("<", o)
+
+    def __le__(self, o: Any) -> Value:
+        return self._compare("<=", o)
+
+    def __gt__(self, o: Any) -> Value:
+        return self._compare(">", o)
+
+    def __ge__(self, o: Any) -> Value:
+        return self._compare(">=", o)
+
+    def equals(self, o: Any) -> Value:
+        return self._compare("==", o)
+
+    def differs(self, o: Any) -> Value:
+        return self._compare("!=", o)
+
+    # -- changes of type ------------------------------------------------------------------------------------------
+
+    def to(self, element: Any) -> Value:
+        """Convert each element to `element` by value: sign-extends, truncates, rounds (float to int: toward zero)."""
+        want = vec(element, self.lanes)
+        b, have = self.e.b, getattr(self.type, "element", self.type)
+        if have == element:
+            return self
+        if _is_float(have) and _is_float(element):
+            if element == F16:
+                return self.e.target.to_half(self)
+            return self.e.target.from_half(self)
+        if _is_float(have):
+            return Value(self.e, b.fptosi(self.ir, want))
+        if _is_float(element):
+            return Value(self.e, b.sitofp(self.ir, want))
+        return Value(self.e, b.sext(self.ir, want) if element.width > have.width else b.trunc(self.ir, want))
+
+    def zext(self, element: Any) -> Value:
+        """Widen each integer element with zeros."""
+        return Value(self.e, self.e.b.zext(self.ir, vec(element, self.lanes)))
+
+    def view(self, ty: Any) -> Value:
+        """The same bits as type `ty`."""
+        return Value(self.e, self.e.b.bitcast(self.ir, ty))
+
+    def splat(self, n: int) -> Value:
+        """A vector of `n` copies of this scalar."""
+        if n == 1:
+            return self
+        undefined = ir.Constant(vec(self.type, n), ir.Undefined)
+        one = self.e.b.insert_element(undefined, self.ir, ir.Constant(I32, 0))
+        return Value(self.e, self.e.b.shuffle_vector(one, undefined, ir.Constant(vec(I32, n), [0] * n)))
+
+    def pick(self, indices: list[int], other: Value | None = None) -> Value:
+        """The elements `indices` of this vector (and, from `lanes` on, of `other`) as a new vector."""
+        if len(indices) == 1:
+            return self[indices[0]]
+        second = other.ir if other is not None else ir.Constant(self.type, ir.Undefined)
+        mask = ir.Constant(vec(I32, len(indices)), indices)
+        return Value(self.e, self.e.b.shuffle_vector(self.ir, second, mask))
+
+    def __getitem__(self, index: int) -> Value:
+        return Value(self.e, self.e.b.extract_element(self.ir, ir.Constant(I32, index)))
+
+
+class Variable:
+    """A mutable local: `.value` reads it, `.set` writes it (LLVM keeps it in a register)."""
+
+    def __init__(self, e: Emitter, initial: Value):
+        self.e, self._type = e, initial.type
+        self._slot = e.alloca(initial.type)
+        self.set(initial)
+
+    @property
+    def value(self) -> Value:
+        return Value(self.e, self.e.b.load(self._slot, typ=self._type))
+
+    def set(self, value: Value) -> None:
+        self.e.b.store(value.ir, self._slot)
+
+
+class Emitter:
+    """Emits one function for one target."""
+
+    def __init__(self, function: Any, target: Target):
+        self.function, self.target = function, target
+        self.module = function.module
+        entry = function.append_basic_block("entry")
+        self._allocas = ir.IRBuilder(entry)
+        start = function.append_basic_block("start")
+        self._entry_end = self._allocas.branch(start)
+        self.b = ir.IRBuilder(start)
+        self.args = [Value(self, a) for a in function.args]
+
+    # -- constants and memory -------------------------------------------------------------------------------------
+
+    def const(self, ty: Any, number: Any) -> Value:
+        """A constant; a vector type makes a splat of one number or takes a list."""
+        if isinstance(ty, ir.VectorType) and not isinstance(number, (list, tuple)):
+            number = [number] * ty.count
+        element = getattr(ty, "element", ty)
+        if _is_float(element):  # exact: through the bits of a float32
+            fix = lambda x: struct.unpack("<f", struct.pack("<f", x))[0]  # noqa: E731
+            number = [fix(x) for x in number] if isinstance(number, (list, tuple)) else fix(number)
+        return Value(self, ir.Constant(ty, list(number) if isinstance(number, (list, tuple)) else number))
+
+    def like(self, model: Value, x: Any) -> Value:
+        """`x` itself when it is a Value, otherwise a constant of `model`'s type."""
+        return x if isinstance(x, Value) else self.const(model.type, x)
+
+    def i64(self, number: int) -> Value:
+        return self.const(I64, number)
+
+    def zero(self, ty: Any) -> Value:
+        return Value(self, ir.Constant(ty, None) if isinstance(ty, ir.VectorType) else ir.Constant(ty, 0))
+
+    def _pointer(self, address: Value) -> Any:
+        return self.b.inttoptr(address.ir, POINTER)
+
+    def load(self, address: Value, ty: Any) -> Value:
+        """Read a `ty` from any byte address."""
+        return Value(self, self.b.load(self._pointer(address), align=1, typ=ty))
+
+    def store(self, value: Value, address: Value) -> None:
+        """Write `value` to any byte address."""
+        self.b.store(value.ir, self._pointer(address), align=1)
+
+    def broadcast(self, address: Value, element: Any, n: int) -> Value:
+        """Read one element and copy it to `n` lanes."""
+        return self.load(address, element).splat(n)
+
+    def alloca(self, ty: Any, count: int = 1, align: int = 64) -> Any:
+        """A stack slot that lives as long as the call."""
+        self._allocas.position_before(self._entry_end)
+        slot = self._allocas.alloca(ty, size=ir.Constant(I32, count))
+        slot.align = align
+        return slot
+
+    def scratch(self, nbytes: int) -> Value:
+        """Address of `nbytes` of stack memory, aligned to 64 bytes."""
+        return Value(self, self.b.ptrtoint(self.alloca(I8, nbytes), I64))
+
+    def var(self, initial: Value) -> Variable:
+        return Variable(self, initial)
+
+    def copy(self, source: Value, target: Value, ty: Any) -> None:
+        """Copy one `ty` from address to address."""
+        self.store(self.load(source, ty), target)
+
+    def atomic_add(self, address: Value, amount: Value) -> Value:
+        """Add to the integer at `address`; return what it was before.  Acquires and releases."""
+        return Value(self, self.b.atomic_rmw("add", self._pointer(address), amount.ir, "acq_rel"))
+
+    def atomic_load(self, address: Value, ty: Any) -> Value:
+        return Value(self, self.b.load_atomic(self._pointer(address), "acquire", ty.width // 8, typ=ty))
+
+    def atomic_store(self, value: Value, address: Value) -> None:
+        pointer = self.b.inttoptr(address.ir, value.type.as_pointer())  # store_atomic wants to know what it points to
+        self.b.store_atomic(value.ir, pointer, "release", value.type.width // 8)
+
+    def prefetch(self, address: Value) -> None:
+        """Ask for the cache line at `address`, which need not be valid."""
+        ty = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
+        known = self.module.globals.get("llvm.prefetch.p0") or ir.Function(self.module, ty, "llvm.prefetch.p0")
+        self.b.call(known, [self._pointer(address), ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+
+    def fence(self) -> None:
+        """No memory access moves across this point, in either direction."""
+        self.b.fence("seq_cst")
+
+    # -- control --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def loop(self, start: Any, stop: Any, step: Any = 1) -> Iterator[Value]:
+        """`for i in range(start, stop, step)` with int64 `i`; `step` is positive."""
+        stop = stop if isinstance(stop, Value) else self.i64(stop)
+        i = self.var(start if isinstance(start, Value) else self.i64(start))
+        head, body, done = (self.function.append_basic_block(n) for n in ("head", "body", "done"))
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        now = i.value
+        self.b.cbranch((now < stop).ir, body, done)
+        self.b.position_at_end(body)
+        yield now
+        i.set(now + step)
+        self.b.branch(head)
+        self.b.position_at_end(done)
+
+    @contextmanager
+    def repeat_while(self) -> Iterator[Any]:
+        """A loop whose body calls the yielded function with a condition: the loop ends where that is false."""
+        body, done = (self.function.append_basic_block(n) for n in ("repeat", "done"))
+        self.b.branch(body)
+        self.b.position_at_end(body)
+
+        def go_on_if(condition: Value) -> None:
+            rest = self.function.append_basic_block("rest")
+            self.b.cbranch(condition.ir, rest, done)
+            self.b.position_at_end(rest)
+
+        yield go_on_if
+        self.b.branch(body)
+        self.b.position_at_end(done)
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """`if condition:`"""
+        then, done = (self.function.append_basic_block(n) for n in ("then", "done"))
+        self.b.cbranch(condition.ir, then, done)
+        self.b.position_at_end(then)
+        yield
+        self.b.branch(done)
+        self.b.position_at_end(done)
+
+    def select(self, condition: Value, yes: Any, no: Any) -> Value:
+        yes, no = (yes, self.like(yes, no)) if isinstance(yes, Value) else (self.like(no, yes), no)
+        return Value(self, self.b.select(condition.ir, yes.ir, no.ir))
+
+    def finish(self) -> None:
+        self.b.ret_void()
+
+    # -- calls and arithmetic -------------------------------------------------------------------------------------
+
+    def call(self, name: str, result: Any, args: list[Value]) -> Value:
+        """Call a function or LLVM intrinsic by name, declaring it on first use."""
+        known = self.module.globals.get(name)
+        if known is None:
+            known = ir.Function(self.module, ir.FunctionType(result, [a.type for a in args]), name)
+        return Value(self, self.b.call(known, [a.ir for a in args]))
+
+    def call_address(self, address: Value, args: list[Value]) -> None:
+        """Call a function `void(args...)` by its address."""
+        ty = ir.FunctionType(ir.VoidType(), [a.type for a in args])
+        pointer = self.b.inttoptr(address.ir, ty.as_pointer())
+        self.b.call(pointer, [a.ir for a in args])
+
+    def _overloaded(self, name: str, *args: Value) -> Value:
+        ty = args[0].type
+        element = getattr(ty, "element", ty)
+        suffix = {F32: "f32", F16: "f16"}.get(element) or f"i{element.width}"
+        prefix = f"v{ty.count}" if isinstance(ty, ir.VectorType) else ""
+        return self.call(f"llvm.{name}.{prefix}{suffix}", ty, list(args))
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a * b + c, with one rounding where the CPU has the instruction."""
+        return self._overloaded("fmuladd", a, b, c)
+
+    def sqrt(self, x: Value) -> Value:
+        return self._overloaded("sqrt", x)
+
+    def abs(self, x: Value) -> Value:
+        return self._overloaded("fabs", x)
+
+    def round(self, x: Value) -> Value:
+        """The nearest whole number, ties to even, as a float."""
+        return self._overloaded("rint", x)
+
+    def max(self, a: Value, b: Any) -> Value:
+        """The larger of two floats without a NaN among them."""
+        b = self.like(a, b)
+        return self.select(a > b, a, b)
+
+    def min(self, a: Value, b: Any) -> Value:
+        b = self.like(a, b)
+        return self.select(a < b, a, b)
+
+    def reduce(self, x: Value, op: Any) -> Value:
+        """Combine the elements of a vector in halves: a fixed order, the same for every batch and thread."""
+        while x.lanes > 1:
+            half = x.lanes // 2
+            x = op(x.pick(list(range(half))), x.pick(list(range(half, 2 * half)))) if half > 1 else op(x[0], x[1])
+        return x
+
+    def sum(self, x: Value) -> Value:
+        return self.reduce(x, lambda a, b: a + b)
+
+    def largest(self, x: Value) -> Value:
+        return self.reduce(x, self.max)
+
+    def exp(self, x: Value) -> Value:
+        """e**x for float32, relative error below 2e-7; results under 2**-126 become 0.
+
+        x = n*ln2 + r with |r| <= ln2/2 (Cody and Waite's two-part ln2), then a degree-6 Taylor-like polynomial of r,
+        then n added to the exponent bits.
+        """
+        ty = x.type
+        x_in = self.min(self.max(x, -87.33654), 88.72283)
+        n = self.round(x_in * 1.4426950408889634)
+        r = self.fma(n, self.const(ty, -0.693359375), x_in)
+        r = self.fma(n, self.const(ty, 2.12194440e-4), r)
+        p = self.const(ty, 1.9875691500e-4)
+        for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+            p = self.fma(p, r, self.const(ty, c))
+        p = self.fma(p, r * r, r + 1.0)
+        scale = ((n.to(I32) + 127) << 23).view(ty)
+        return self.select(x < -87.33654, self.const(ty, 0.0), p * scale)

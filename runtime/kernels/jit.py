@@ -1,0 +1,158 @@
+"""From emitted kernels to callable addresses.  Enters: `Kernel`s (an emitting function and its parameters); leaves: the
+address of each, compiled for the host's target or loaded from the cache.
+
+The cache folder's name is a digest of every source file of this folder, LLVM's and llvmlite's version, and the CPU's
+name and features, so an edit anywhere or another machine compiles anew, and a warm start compiles nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from ...cache import cache_folder, read_entry, write_entry
+from .emit import I64, Emitter
+from .targets import Target, host_target
+
+Progress = Callable[[int, int], None]  # (kernels compiled, kernels to compile)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function `void(int64 x n_args)` that `emit(emitter, *params)` writes.
+
+    Program steps have four arguments: address of the argument record, thread, threads, address of the ticket counter.
+    """
+
+    emit: Callable[..., None]
+    params: tuple[Any, ...] = ()
+    n_args: int = 4
+
+    @property
+    def name(self) -> str:
+        """A name that is unique within one version of the sources: usable as a symbol and a file name."""
+        text = "_".join(str(p) for p in (self.emit.__name__, *self.params))
+        return "hb_" + "".join(c if c.isalnum() else f"{ord(c):x}" if c in "-()" else "_" for c in text)
+
+
+def emit_ir(kernel: Kernel, target: Target) -> str:
+    """Return the LLVM IR of `kernel` for `target`, before optimisation."""
+    module = ir.Module(name=kernel.name, context=ir.Context())
+    module.triple = llvm.get_process_triple()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * kernel.n_args), kernel.name)
+    function.attributes.add("nounwind")
+    emitter = Emitter(function, target)
+    kernel.emit(emitter, *kernel.params)
+    emitter.finish()
+    return str(module)
+
+
+def _machine(target: Target) -> llvm.TargetMachine:
+    _initialize()
+    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
+
+
+@functools.cache
+def _initialize() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def optimized(kernel: Kernel, target: Target) -> tuple[Any, llvm.TargetMachine]:
+    """Return the optimised LLVM module of `kernel` and the machine that makes code of it.
+
+    Loops are neither unrolled nor vectorised here: the kernels say both themselves.
+    """
+    machine = _machine(target)
+    module = llvm.parse_assembly(emit_ir(kernel, target), context=llvm.create_context())
+    module.verify()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=2)
+    tuning.loop_unrolling = False
+    tuning.loop_vectorization = False
+    tuning.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, tuning)
+    builder.getModulePassManager().run(module, builder)
+    return module, machine
+
+
+def assembly(kernel: Kernel, target: Target | None = None) -> str:
+    """Return the assembly of `kernel`, for people and for tests."""
+    module, machine = optimized(kernel, target or host_target())
+    return machine.emit_assembly(module)
+
+
+@functools.cache
+def kernel_folder(target: Target) -> Path:
+    """Return the cache folder of this version of the kernels on this CPU."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    versions = (llvmlite.__version__, llvm.llvm_version_info, llvm.get_process_triple())
+    digest.update(repr((versions, target.name, target.cpu, target.features)).encode())
+    return cache_folder("kernels", f"{target.name}-{digest.hexdigest()[:20]}")
+
+
+class Library:
+    """Kernels in memory, by `Kernel`.  Code stays loaded for as long as the process lives."""
+
+    def __init__(self, target: Target | None = None):
+        self.target = target or host_target()
+        self._addresses: dict[Kernel, int] = {}
+        self._engines: list[Any] = []
+
+    def missing(self, kernels: Iterable[Kernel]) -> list[Kernel]:
+        """Return those of `kernels` that are neither loaded nor cached."""
+        folder = kernel_folder(self.target)
+        return [k for k in dict.fromkeys(kernels) if k not in self._addresses and not (folder / f"{k.name}.o").exists()]
+
+    def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> None:
+        """Make every one of `kernels` callable: from memory, from the cache, or compiled now."""
+        wanted = [k for k in dict.fromkeys(kernels) if k not in self._addresses]
+        if not wanted:
+            return
+        folder = kernel_folder(self.target)
+        objects = {k: read_entry(folder / f"{k.name}.o") for k in wanted}
+        absent = [k for k in wanted if objects[k] is None]
+        for done, kernel in enumerate(absent):
+            if progress:
+                progress(done, len(absent))
+            module, machine = optimized(kernel, self.target)
+            compiled: bytes = machine.emit_object(module)
+            write_entry(folder / f"{kernel.name}.o", compiled)
+            objects[kernel] = compiled
+        if progress and absent:
+            progress(len(absent), len(absent))
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(self.target))
+        for kernel in wanted:
+            engine.add_object_file(llvm.ObjectFileRef.from_data(objects[kernel]))
+        engine.finalize_object()
+        self._engines.append(engine)
+        for kernel in wanted:
+            self._addresses[kernel] = engine.get_function_address(kernel.name)
+
+    def address(self, kernel: Kernel) -> int:
+        """Return the address of `kernel`, loading it first if need be."""
+        if kernel not in self._addresses:
+            self.load([kernel])
+        return self._addresses[kernel]
+
+    def function(self, kernel: Kernel) -> Callable[..., None]:
+        """Return `kernel` as a Python callable; the interpreter lock is released while it runs."""
+        return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * kernel.n_args)(self.address(kernel))
+
+
+@functools.cache
+def host_library() -> Library:
+    """The one library of this process for the host's target."""
+    return Library()

@@ -1,0 +1,186 @@
+"""Instruction sets.  Enters: the host's CPU name and features; leaves: a `Target` that the emitter writes code for.
+
+A target is its vector width in 32-bit lanes, its tile height (activation rows of one micro-kernel call) and its dot
+product of unsigned or signed weight bytes with signed activation bytes.  LLVM picks every other instruction.
+`HALFBYTE_TARGET` names another target than the host's best one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from ...errors import UnsupportedError
+from .emit import F16, F32, I8, I16, I32, Emitter, Value, vec
+
+ACTIVATION_MAX = 127  # |activation code| <= 127; a weight code may be -128
+
+
+@dataclass(frozen=True)
+class Target:
+    """One instruction set and the LLVM name and features of the CPU that code is made for."""
+
+    cpu: str
+    features: str  # LLVM's "+a,-b" list
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]] = ()  # features the CPU must have
+    withholds: ClassVar[tuple[str, ...]] = ()  # prefixes of features LLVM may not use here
+    lanes: ClassVar[int]
+    tile: ClassVar[int]
+    weight_offset: ClassVar[int] = 0  # signed weights are stored as code + offset, so 128 makes them unsigned
+    has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
+
+    def dot_block(self, e: Emitter, start: Value, weights: list[Value], quads: list[Value], bound: int) -> Value:
+        """start[lane] + sum over i and c<4 of weights[i][4*lane+c] * quads[i][4*lane+c].
+
+        start <lanes x i32>; weights and quads <4*lanes x i8> each; quads hold -127..127.  Weights hold 0..bound, or
+        (bound 128) signed codes -128..127 plus `weight_offset`.
+        """
+        raise NotImplementedError
+
+    def pause(self, e: Emitter) -> None:
+        """Tell the CPU that this is a spinning loop."""
+        if "x86" in llvm.get_process_triple():
+            e.call("llvm.x86.sse2.pause", ir.VoidType(), [])
+        elif "aarch64" in llvm.get_process_triple() or "arm64" in llvm.get_process_triple():
+            e.call("llvm.aarch64.hint", ir.VoidType(), [e.const(I32, 1)])
+
+    def from_half(self, h: Value) -> Value:
+        """float16 -> float32, exact."""
+        ty = vec(F32, h.lanes)
+        if self.has_half:
+            return Value(h.e, h.e.b.fpext(h.ir, ty))
+        i16, i32 = (vec(t, h.lanes) for t in (I16, I32))
+        bits = h.view(i16).zext(I32)
+        magnitude, sign = bits & 0x7FFF, (bits & 0x8000) << 16
+        finite = ((magnitude << 13).view(ty) * 2.0**112).view(i32)
+        special = (magnitude << 13) | 0x7F800000
+        return (h.e.select(magnitude > 0x7BFF, special, finite) | sign).view(ty)
+
+    def to_half(self, x: Value) -> Value:
+        """float32 -> float16, nearest, ties to even."""
+        ty = vec(F16, x.lanes)
+        if self.has_half:
+            return Value(x.e, x.e.b.fptrunc(x.ir, ty))
+        i32, i16, f32 = (vec(t, x.lanes) for t in (I32, I16, F32))
+        e, bits = x.e, x.view(i32)
+        sign, magnitude = (bits & -0x80000000) >> 16, bits & 0x7FFFFFFF
+        subnormal = (magnitude.view(f32) + 0.5).view(i32) - 0x3F000000  # the addition rounds at 2**-24
+        normal = (magnitude + (((magnitude >> 13) & 1) + (0xFFF - (112 << 23)))) >> 13
+        special = e.select(magnitude > 0x7F800000, e.const(i32, 0x7E00), e.const(i32, 0x7C00))
+        half = e.select(magnitude < 0x38800000, subnormal, e.select(magnitude >= 0x47800000, special, normal))
+        return Value(e, e.b.trunc((half | sign).ir, i16)).view(ty)
+
+
+class _Vnni(Target):
+    """vpdpbusd: four u8*s8 products added to an i32 lane, no saturation."""
+
+    weight_offset = 128
+    _instruction: ClassVar[str]
+
+    def dot_block(self, e: Emitter, start: Value, weights: list[Value], quads: list[Value], bound: int) -> Value:
+        total = start
+        for w, x in zip(weights, quads, strict=True):
+            total = e.call(self._instruction, vec(I32, self.lanes), [total, w, x])
+        return total
+
+
+class Avx512Vnni(_Vnni):
+    name = "avx512_vnni"
+    requires = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
+    withholds = ("amx",)
+    lanes, tile = 16, 8
+    _instruction = "llvm.x86.avx512.vpdpbusd.512"
+
+
+class AvxVnni(_Vnni):
+    name = "avx_vnni"
+    requires = ("avx2", "fma", "f16c", "avxvnni")
+    withholds = ("avx512", "amx", "avx10")
+    lanes, tile = 8, 4
+    _instruction = "llvm.x86.avx512.vpdpbusd.256"
+
+
+class Avx2(Target):
+    """vpmaddubsw + vpmaddwd: pairs of products are summed in 16 bits, which must not saturate."""
+
+    name = "avx2"
+    requires = ("avx2", "fma", "f16c")
+    withholds = ("avx512", "amx", "avx10", "avxvnni")
+    lanes, tile = 8, 4
+
+    def dot_block(self, e: Emitter, start: Value, weights: list[Value], quads: list[Value], bound: int) -> Value:
+        bytes_, words = vec(I8, 4 * self.lanes), vec(I16, 2 * self.lanes)
+        if bound == 128:  # signed weights: |w| * (x with w's sign); 128 * 127 * 2 = 32512 fits 16 bits
+            unsigned = [Value(e, e.call("llvm.abs.v32i8", bytes_, [w, e.const(ir.IntType(1), 0)]).ir) for w in weights]
+            quads = [e.call("llvm.x86.avx2.psign.b", bytes_, [x, w]) for x, w in zip(quads, weights, strict=True)]
+            weights = unsigned
+        group = 32767 // (2 * ACTIVATION_MAX * bound)  # how many pair sums fit one 16-bit word: 8 of 4 bits, 4 of 5
+        ones, total = e.const(words, 1), start
+        for first in range(0, len(weights), group):
+            pairs = [
+                e.call("llvm.x86.avx2.pmadd.ub.sw", words, [w, x])
+                for w, x in zip(weights[first : first + group], quads[first : first + group], strict=True)
+            ]
+            partial = pairs[0]
+            for p in pairs[1:]:
+                partial = partial + p
+            total = total + e.call("llvm.x86.avx2.pmadd.wd", vec(I32, self.lanes), [partial, ones])
+        return total
+
+
+class Portable(Target):
+    """Plain widening arithmetic on 128-bit vectors: any CPU that LLVM knows."""
+
+    name = "portable"
+    withholds = ("avx", "amx", "f16c", "fma")
+    lanes, tile = 4, 4
+    has_half = False
+
+    def dot_block(self, e: Emitter, start: Value, weights: list[Value], quads: list[Value], bound: int) -> Value:
+        total = start
+        for w, x in zip(weights, quads, strict=True):
+            products = w.to(I16) * x.to(I16)  # |128 * 127| fits
+            for c in range(4):
+                total = total + products.pick([4 * lane + c for lane in range(self.lanes)]).to(I32)
+        return total
+
+
+TARGETS: dict[str, type[Target]] = {t.name: t for t in (Avx512Vnni, AvxVnni, Avx2, Portable)}
+
+
+@functools.cache
+def host_features() -> dict[str, bool]:
+    """Return LLVM's feature names of this CPU and whether it has each."""
+    return dict(llvm.get_host_cpu_features())
+
+
+def make_target(name: str) -> Target:
+    """Return the target called `name` for this CPU.
+
+    Raises UnsupportedError when there is no such target or the CPU lacks one of its instructions.
+    """
+    kind, have = TARGETS.get(name), host_features()
+    runnable = [t.name for t in TARGETS.values() if all(have.get(f, False) for f in t.requires)]
+    if kind is None or name not in runnable:
+        raise UnsupportedError("instruction set", name, runnable, where="HALFBYTE_TARGET")
+    flags = (
+        f"{'+' if on and not f.startswith(kind.withholds or ('?',)) else '-'}{f}" for f, on in sorted(have.items())
+    )
+    return kind(cpu=llvm.get_host_cpu_name(), features=",".join(flags))
+
+
+@functools.cache
+def host_target() -> Target:
+    """Return the best target of this CPU, or the one that HALFBYTE_TARGET names."""
+    named = os.environ.get("HALFBYTE_TARGET")
+    if named:
+        return make_target(named)
+    have = host_features()
+    return make_target(next(t.name for t in TARGETS.values() if all(have.get(f, False) for f in t.requires)))

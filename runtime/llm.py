@@ -1,0 +1,183 @@
+"""The model as Python sees it.  Enters: a GGUF path, prompts, messages; leaves: text, steps, token ids, logits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ContextLengthError, UsageError
+from ..quant.gguf_reader import GgufFile, open_gguf
+from .engine.batch import Part
+from .engine.engine import Engine, Progress
+from .generate import stream as stream_steps
+from .options import RuntimeOptions
+from .sampling.params import SamplingParams, recommended
+from .steps import Generation, GenerationStep
+from .templates import ChatTemplate
+from .tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is: for tables and messages.  size_bytes counts tensor data, type_label its most common type."""
+
+    name: str
+    architecture: str
+    size_bytes: int
+    n_params: int
+    type_label: str
+    n_layers: int
+    n_embd: int
+    n_vocab: int
+    n_ctx_train: int
+
+
+def _info(file: GgufFile, engine: Engine) -> ModelInfo:
+    by_type: dict[str, int] = {}
+    for view in file.tensors.values():
+        by_type[view.format.name] = by_type.get(view.format.name, 0) + view.nbytes
+    model = engine.model
+    return ModelInfo(
+        name=file.get_str("general.name", file.path.stem),
+        architecture=file.get_str("general.architecture"),
+        size_bytes=sum(by_type.values()),
+        n_params=sum(int(np.prod(view.shape)) for view in file.tensors.values()),
+        type_label=max(by_type, key=lambda name: by_type[name]).upper(),
+        n_layers=model.n_layers,
+        n_embd=model.n_embd,
+        n_vocab=model.n_vocab,
+        n_ctx_train=model.n_ctx_train,
+    )
+
+
+class LLM:
+    """A loaded model.  Use it from one thread at a time; `with` or `close()` frees its threads and memory.
+
+    tokenizer  encodes and decodes
+    model      ModelInfo
+    options    RuntimeOptions
+    sampling   the sampling options that the file recommends, by field; they stand where a call says nothing
+    n_ctx      context in tokens
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any):
+        """Load a GGUF file.  options: fields of RuntimeOptions (threads, context, ubatch).
+
+        Raises ModelFileError or UnsupportedError for the file, UsageError for an option.
+        """
+        self.options = _from_keywords(RuntimeOptions, {k: v for k, v in options.items() if v is not None})
+        self._file = open_gguf(path)
+        try:
+            self.sampling = recommended(self._file)
+            self.tokenizer = load_tokenizer(self._file)
+            self.engine = Engine(self._file, self.options, progress)
+        except BaseException:
+            self._file.close()
+            raise
+        self.model = _info(self._file, self.engine)
+        self.n_ctx = self.engine.n_ctx
+        self._sequence = self.engine.new_sequence()
+        self._templates: dict[str | None, ChatTemplate] = {}
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the threads and the file; the object is of no use afterwards."""
+        self.engine.close()
+        self._file.close()
+
+    # -- text -----------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Return the token ids of `text`, with BOS/EOS as the model wants them where `add_special`."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids."""
+        return self.tokenizer.decode(list(ids))
+
+    def stream(self, prompt: str | Iterable[int], **sampling: Any) -> Iterator[GenerationStep]:
+        """Continue a prompt, a step at a time.  sampling: fields of SamplingParams."""
+        params = _from_keywords(SamplingParams, self.sampling | sampling)
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        continues = bool(ids) and not self.tokenizer.is_control(ids[-1])
+        return stream_steps(self.engine, self.tokenizer, self._sequence, ids, params, continues)
+
+    def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Generation:
+        """Continue a prompt; return the whole continuation."""
+        return _collect(self.stream(prompt, **sampling))
+
+    def stream_chat(
+        self, messages: list[Mapping[str, Any]], *, chat_template: str | None = None, **sampling: Any
+    ) -> Iterator[GenerationStep]:
+        """Answer a conversation, a step at a time.
+
+        messages: [{"role": "user", "content": ...}, ...]; chat_template: a built-in's name where the file has none.
+        What earlier calls computed of the same conversation is not computed again.
+        """
+        params = _from_keywords(SamplingParams, self.sampling | sampling)
+        text = self.chat_template(chat_template).render(messages)
+        ids = self.tokenizer.encode(text, add_special=False, parse_special=True)
+        bos = self.tokenizer.bos_id
+        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:  # a template may write it or leave it out
+            ids.insert(0, bos)
+        return stream_steps(self.engine, self.tokenizer, self._sequence, ids, params)
+
+    def chat(self, messages: list[Mapping[str, Any]], **options: Any) -> Generation:
+        """Answer a conversation; return the whole answer."""
+        return _collect(self.stream_chat(messages, **options))
+
+    def chat_template(self, name: str | None = None) -> ChatTemplate:
+        """Return the file's template, or the built-in called `name`."""
+        if name not in self._templates:
+            self._templates[name] = ChatTemplate(self.tokenizer, name)
+        return self._templates[name]
+
+    # -- numbers --------------------------------------------------------------------------------------------------
+
+    def logits(self, token_ids: Iterable[int]) -> NDArray[np.float32]:
+        """Return float32 [n_tokens, n_vocab]: the logits after each token of the sequence `token_ids`."""
+        ids = self._checked(token_ids)
+        if len(ids) > self.n_ctx:
+            raise ContextLengthError(f"{len(ids)} tokens do not fit the context of {self.n_ctx} tokens")
+        self._sequence.truncate(0)
+        out = np.empty((len(ids), self.model.n_vocab), np.float32)
+        for first in range(0, len(ids), self.engine.max_outputs):
+            part = ids[first : first + self.engine.max_outputs]
+            out[first : first + len(part)] = self.engine.step([Part(self._sequence, part, outputs=len(part))])
+        return out
+
+    def _checked(self, token_ids: Iterable[int]) -> list[int]:
+        ids = [int(i) for i in token_ids]
+        for i in ids:
+            if not 0 <= i < self.model.n_vocab:
+                raise UsageError(f"token id {i} is outside the vocabulary of {self.model.n_vocab} tokens")
+        return ids
+
+
+def _from_keywords(kind: Any, keywords: dict[str, Any]) -> Any:
+    """Make the options dataclass `kind`; an unknown keyword is a UsageError that lists the known ones."""
+    known = list(kind.__dataclass_fields__)
+    unknown = [k for k in keywords if k not in known]
+    if unknown:
+        raise UsageError(f"unknown option {unknown[0]!r}; {kind.__name__} has {', '.join(known)}")
+    return kind(**keywords)
+
+
+def _collect(steps: Iterable[GenerationStep]) -> Generation:
+    texts: list[str] = []
+    ids: list[int] = []
+    for step in steps:
+        texts.append(step.text)
+        if step.token_id is not None:
+            ids.append(step.token_id)
+    return Generation("".join(texts), ids, step.finish_reason or "stop", step.timings)

@@ -1,0 +1,50 @@
+"""How the engine runs.  Enters: keywords or command-line flags; leaves: checked, immutable values.
+
+As in sampling/params.py, every name, default, range and help text is written here once; `metadata` carries `help`,
+`flags`, `minimum`, `maximum`.  Names and defaults follow llama.cpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..errors import UsageError
+
+
+def _option(default: Any, help: str, *flags: str, minimum: int, maximum: int) -> Any:
+    return field(default=default, metadata={"help": help, "flags": flags, "minimum": minimum, "maximum": maximum})
+
+
+KV_TYPES = ("auto", "f16", "f32")
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Raises UsageError, naming the option, the value and what is allowed, for a value out of range."""
+
+    threads: int = _option(
+        0, "threads; 0: one for each core this process may use", "-t", "--threads", minimum=0, maximum=512
+    )
+    context: int = _option(0, "context in tokens; 0: the model's own", "-c", "--ctx-size", minimum=0, maximum=1 << 24)
+    ubatch: int = _option(512, "most tokens of one forward pass", "-ub", "--ubatch-size", minimum=1, maximum=1 << 14)
+
+    cache_type: str = field(
+        default="auto",
+        metadata={
+            "help": "elements of the KV cache; auto: f32 for a file of float32 weights, otherwise f16",
+            "flags": ("-ct", "--cache-type"),
+            "choices": KV_TYPES,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            if "choices" in option.metadata:
+                if getattr(self, option.name) not in option.metadata["choices"]:
+                    allowed = ", ".join(option.metadata["choices"])
+                    raise UsageError(f"{option.name} is {getattr(self, option.name)!r}; it must be one of {allowed}")
+                continue
+            value, low, high = getattr(self, option.name), option.metadata["minimum"], option.metadata["maximum"]
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise UsageError(f"{option.name} is {value!r}; it must be a whole number from {low} to {high}")

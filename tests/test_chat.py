@@ -1,0 +1,220 @@
+"""`halfbyte chat` in a real pseudo-terminal, and with piped input."""
+
+import os
+import re
+
+import pytest
+from command_line import Terminal, assert_clean_error, halfbyte
+
+from halfbyte import LLM
+from halfbyte.commands.chat import cleaned, unfinished
+
+SPEED = r"\[prompt: (\d+) tokens(?: \(\+ (\d+) cached\))?, [\d.]+ t/s \| generated: (\d+) tokens, [\d.]+ t/s(.*)\]"
+
+needs_pty = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The folder of kernels and history that these chats share."""
+    return tmp_path_factory.mktemp("chat") / "cache"
+
+
+@pytest.fixture
+def terminal(tiny_gguf, cache):
+    """A chat with the tiny model, up to 8 tokens an answer, that waits for a message."""
+    words = ["chat", tiny_gguf, "-n", "8", "--ignore-eos"]
+    with Terminal(*words, env={"HALFBYTE_CACHE_DIR": str(cache)}) as terminal:
+        terminal.expect("Ctrl-D leaves")
+        terminal.expect(">")
+        yield terminal
+
+
+def say(terminal, text):
+    """Type a message, wait for the answer and the next prompt; return (new, cached, generated) tokens and a remark."""
+    terminal.type(text + "\r")
+    match = terminal.expect(SPEED)
+    terminal.expect(">")
+    return int(match[1]), int(match[2] or 0), int(match[3]), match[4]
+
+
+def prompt_tokens(model, message):
+    """How many tokens the first message of a conversation makes, by the library."""
+    with LLM(model) as llm:
+        return llm.chat([{"role": "user", "content": message}], max_tokens=1).timings.prompt_tokens
+
+
+@needs_pty
+def test_answers_show_their_speed_and_reuse_earlier_turns(terminal):
+    new, cached, generated, _ = say(terminal, "hello")
+    assert cached == 0
+    assert generated == 8
+    again, cached, _, _ = say(terminal, "hello")
+    assert cached >= new, "the first turn was computed again"
+    assert again < new + 8 + new
+
+
+@needs_pty
+def test_ctrl_c_stops_the_answer_and_keeps_the_session(no_template_gguf, cache):
+    words = ["chat", no_template_gguf, "--chat-template", "chatml", "--ignore-eos"]
+    with Terminal(*words, env={"HALFBYTE_CACHE_DIR": str(cache)}) as terminal:
+        terminal.expect("Ctrl-D leaves")
+        terminal.expect(">")
+        terminal.type("hello\r")
+        terminal.expect(r"\S[^>]{200}")  # the answer runs; without Ctrl-C it would fill 4096 tokens
+        terminal.interrupt()
+        match = terminal.expect(SPEED)
+        assert "stopped by you" in match[4]
+        assert int(match[3]) < 4000
+        terminal.expect(">")
+        terminal.type("/set n 4\r")
+        terminal.expect(">")
+        _, cached, generated, _ = say(terminal, "go on")
+        assert cached > 0
+        assert generated == 4
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+
+
+@needs_pty
+def test_ctrl_c_at_the_prompt_only_clears_the_line(terminal, tiny_gguf):
+    terminal.type("half a mess\x03")
+    terminal.expect(">")
+    new, cached, _, _ = say(terminal, "hello")
+    assert new + cached == prompt_tokens(tiny_gguf, "hello")
+
+
+@needs_pty
+def test_ctrl_d_leaves(terminal):
+    terminal.type("\x04")
+    assert terminal.wait() == 0
+
+
+@needs_pty
+def test_commands(terminal):
+    terminal.type("/help\r")
+    for name in ("/help", "/clear", "/system", "/set", "/show", "/exit"):
+        terminal.expect(name)
+    terminal.expect("\n>")
+    terminal.type("/set temp 0\r")
+    terminal.expect("\n>")
+    terminal.type("/set top_k 5\r")
+    terminal.expect("\n>")
+    terminal.type("/system Be brief.\r")
+    terminal.expect("\n>")
+    terminal.type("/show\r")
+    terminal.expect("conversation: 0 messages")
+    terminal.expect("system message: Be brief.")
+    terminal.expect(r"temp +0\.0")
+    terminal.expect(r"top-k +5 ")
+    terminal.expect("\n>")
+    terminal.type("/set temp warm\r")
+    terminal.expect("error: temp is 'warm'; allowed: a number")
+    terminal.expect("\n>")
+    terminal.type("/set top-p 2\r")
+    terminal.expect("error: top_p is 2.0")
+    terminal.expect("\n>")
+    terminal.type("/nothing\r")
+    terminal.expect("error: /nothing is no command")
+    terminal.expect("\n>")
+    terminal.type("/exit\r")
+    assert terminal.wait() == 0
+
+
+@needs_pty
+def test_clear_forgets_the_conversation(terminal):
+    first = say(terminal, "hello")
+    assert say(terminal, "hello")[:2] != first[:2]
+    terminal.type("/clear\r")
+    terminal.expect("\n>")
+    new, cached, _, _ = say(terminal, "hello")
+    assert new + cached == first[0]
+
+
+@needs_pty
+def test_a_message_of_several_lines_is_one_message(terminal, tiny_gguf):
+    for typed, message in (
+        ("one\\\rtwo", "one\ntwo"),
+        ('"""\rone\r\rtwo\r"""', "one\n\ntwo"),
+        ("one\x1b\rtwo", "one\ntwo"),  # Alt-Enter
+        ("\x1b[200~one\ntwo\x1b[201~", "one\ntwo"),  # pasted
+    ):
+        new, cached, _, _ = say(terminal, typed)
+        assert new + cached == prompt_tokens(tiny_gguf, message), typed
+        terminal.type("/clear\r")
+        terminal.expect("\n>")
+
+
+@needs_pty
+def test_messages_come_back_from_the_history(terminal, cache):
+    first = say(terminal, "a message to remember")
+    terminal.type("/clear\r")
+    terminal.expect("\n>")
+    terminal.type("\x1b[A\x1b[A\r")  # two up: past /clear
+    match = terminal.expect(SPEED)
+    assert int(match[1]) + int(match[2] or 0) == first[0]
+    terminal.expect(">")
+    terminal.type("\x04")
+    assert terminal.wait() == 0
+    assert "a message to remember" in (cache / "chat-history").read_text("utf-8")
+    assert cache.stat().st_mode & 0o077 == 0
+
+
+@needs_pty
+def test_a_conversation_that_outgrows_the_context_is_told_and_goes_on(terminal):
+    terminal.type("long " * 90 + "\r")
+    terminal.expect(r"error: the prompt has \d+ tokens; the context is 256")
+    terminal.expect("\n>")
+    assert say(terminal, "hello")[2] == 8
+
+
+def test_piped_messages_are_answered_line_by_line(tiny_gguf):
+    done = halfbyte(
+        "chat", tiny_gguf, "-n", "6", "--temp", "0", stdin='one\ntwo\\\nthree\n"""\nfour\n"""\n/exit\nfive\n'
+    )
+    assert done.returncode == 0, done.stderr
+    speeds = re.findall(SPEED, done.stderr)
+    assert len(speeds) == 3
+    assert all(int(cached or 0) > 0 for _, cached, _, _ in speeds[1:])
+
+
+def test_piped_answers_are_those_of_the_library(tiny_gguf):
+    done = halfbyte("chat", tiny_gguf, "-n", "12", "--temp", "0", "-sys", "Be brief.", stdin="hello\n")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    with LLM(tiny_gguf) as llm:
+        assert done.stdout == llm.chat(messages, max_tokens=12, temperature=0).text + "\n"
+
+
+def test_a_mistake_in_piped_input_ends_it(tiny_gguf):
+    done = halfbyte("chat", tiny_gguf, stdin="/set temp hot\nhello\n")
+    assert_clean_error(done, 2, "temp is 'hot'")
+
+
+def test_a_model_without_template_is_refused_with_the_way_out(no_template_gguf):
+    done = halfbyte("chat", no_template_gguf, stdin="hello\n")
+    assert_clean_error(done, 2, no_template_gguf, "no chat template", "--chat-template chatml")
+    done = halfbyte("chat", no_template_gguf, "--chat-template", "chatml", "-n", "4", stdin="hello\n")
+    assert done.returncode == 0, done.stderr
+    done = halfbyte("chat", no_template_gguf, "--chat-template", "llama9", stdin="hello\n")
+    assert_clean_error(done, 2, "llama9", "chatml")
+
+
+@pytest.mark.parametrize(
+    ("text", "goes_on", "message"),
+    [
+        ("one line", False, "one line"),
+        ("one\\", True, None),
+        ("one\\\ntwo", False, "one\ntwo"),
+        ('"""', True, None),
+        ('"""one', True, None),
+        ('"""one\n\n', True, None),
+        ('"""\none\n  two\n"""', False, "one\n  two"),
+        ('"""one"""', False, "one"),
+        ('say """', False, 'say """'),
+        (" /set is text", False, " /set is text"),
+    ],
+)
+def test_where_a_message_ends(text, goes_on, message):
+    assert unfinished(text) == goes_on
+    if not goes_on:
+        assert cleaned(text) == message

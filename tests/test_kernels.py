@@ -1,0 +1,297 @@
+"""Every kernel, on every instruction set that this CPU runs, against an obvious NumPy computation in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gguf
+import numpy as np
+import pytest
+
+from halfbyte.errors import UnsupportedError
+from halfbyte.quant.formats import FORMATS
+from halfbyte.runtime.engine.threads import ThreadPool
+from halfbyte.runtime.kernels import elementwise as ew
+from halfbyte.runtime.kernels.emit import F16, F32, Emitter, vec
+from halfbyte.runtime.kernels.jit import Kernel, Library, assembly
+from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel
+from halfbyte.runtime.kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
+from halfbyte.runtime.kernels.targets import TARGETS, host_features, make_target
+
+RUNNABLE = [t.name for t in TARGETS.values() if all(host_features().get(f, False) for f in t.requires)]
+INTEGER = [name for name, layout in LAYOUTS.items() if not layout.is_float]
+
+
+class Bench:
+    """Two threads and the kernels of one target."""
+
+    def __init__(self, target: str):
+        self.library = Library(make_target(target))
+        self.pool = ThreadPool(self.library, 2)
+        self.lanes = self.library.target.lanes
+
+    def run(self, kernel: Kernel, record: np.ndarray) -> None:
+        self.pool.run(np.array([[self.library.address(kernel), record.ctypes.data]], np.int64))
+
+
+@pytest.fixture(scope="module", params=RUNNABLE)
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(request.param)
+    yield made
+    made.pool.close()
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+class Product:
+    """y = x @ w.T through pack, quantize and matmul."""
+
+    def __init__(self, bench: Bench, name: str, raw: np.ndarray, columns: int, rows_max: int):
+        """raw: uint8 [rows, row bytes] of GGUF type `name`, as a file holds it."""
+        self.bench, self.layout, self.columns = bench, LAYOUTS[name], columns
+        self.rows, self.name = len(raw), name
+        raw.flags.writeable = False  # as a mapped file
+        count, steps = n_panels(self.rows, bench.lanes), columns // self.layout.step_columns
+        self.panel_bytes, self.count, self.steps = steps * self.layout.step_bytes(bench.lanes), count, steps
+        self.panels = np.zeros(count * self.panel_bytes, np.uint8)
+        bench.run(
+            pack_kernel(name),
+            PACK.make(
+                source=address(raw), panels=address(self.panels), rows=self.rows, row_bytes=raw.shape[1], steps=steps,
+                n_panels=count,
+            ),
+        )  # fmt: skip
+        blocks = max(columns // 32, 1)
+        self.codes = np.zeros((rows_max, columns), np.int8)
+        self.scales = np.zeros((rows_max, blocks), np.float32)
+        self.corrections = np.zeros((rows_max, blocks), np.int32)
+
+    def quantize(self, x: np.ndarray) -> np.ndarray:
+        """Fill codes, scales, corrections; return float64 what they stand for (x itself for float formats)."""
+        if self.layout.is_float:
+            return x.astype(np.float64)
+        correction = self.layout.correction(self.bench.library.target)
+        sink = ew.Sink(False, True, () if correction is None else (correction,))
+        n = np.array([len(x)], np.int64)
+        record = ew.QUANTIZE.make(
+            n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=self.columns, out=0, out_stride=0,
+            codes=address(self.codes), codes_stride=self.columns, scales=address(self.scales),
+            corrections=address(self.corrections), corrections_bytes=0, block_stride=self.scales.strides[0],
+        )  # fmt: skip
+        self.bench.run(ew.quantize_kernel(sink), record)
+        blocks = self.codes[: len(x)].reshape(len(x), -1, 32)
+        return (blocks * self.scales[: len(x), :, None].astype(np.float64)).reshape(len(x), -1)
+
+    def __call__(self, x: np.ndarray, y: np.ndarray, add: bool = False, bias: np.ndarray | None = None) -> np.ndarray:
+        """Multiply all rows of `x`; `y` float32 [n, >= panels * lanes]."""
+        n, zeros = np.array([len(x)], np.int64), np.zeros(64, np.float32)
+        matrices = MATRIX.make(
+            panels=address(self.panels), panel_bytes=self.panel_bytes, n_panels=self.count,
+            n_chunks=-(-self.count // 3), y=address(y), y_stride=y.strides[0],
+            bias=address(zeros if bias is None else bias), bias_step=0 if bias is None else 4 * self.bench.lanes,
+        )  # fmt: skip
+        source = x if self.layout.is_float else self.codes
+        record = MATMUL.make(
+            n_rows=address(n), steps=self.steps, x=address(source), x_stride=source.strides[0],
+            scales=address(self.scales), corrections=address(self.corrections), block_stride=self.scales.strides[0],
+            token_block=8, chunk=3, n_matrices=1, matrices=address(matrices),
+        )  # fmt: skip
+        self.bench.run(matmul_kernel(self.name, add), record)
+        return y[:, : self.rows]
+
+    def output(self, n: int) -> np.ndarray:
+        return np.zeros((n, self.count * self.bench.lanes), np.float32)
+
+
+def quantized(name: str, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (uint8 [rows, row bytes], float64 values) by the independent gguf package."""
+    kind = gguf.GGMLQuantizationType[name.upper()]
+    blocks = np.ascontiguousarray(gguf.quants.quantize(weights, kind))
+    values = gguf.quants.dequantize(blocks, kind).reshape(weights.shape).astype(np.float64)
+    return blocks.view(np.uint8).reshape(len(weights), -1).copy(), values
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_matmul(bench: Bench, name: str) -> None:
+    """Many rows at once: the float64 product within float32 rounding, and bit for bit that of each row alone."""
+    rng = np.random.default_rng(1)
+    rows, columns, n = 100, 172 if LAYOUTS[name].is_float else 256, 13
+    raw, w = quantized(name, rng.standard_normal((rows, columns)).astype(np.float32))
+    x = rng.standard_normal((n, columns)).astype(np.float32)
+    product = Product(bench, name, raw, columns, n)
+    stands_for = product.quantize(x)
+    y = product(x, product.output(n)).copy()
+    want = stands_for @ w.T
+    error = np.abs(y - want).max() / np.abs(want).max()
+    print(f"{bench.library.target.name} {name}: largest error {error:.1e} of the largest value")
+    assert error < 2e-6
+    product.quantize(x[5:6].copy())
+    alone = product(x[5:6].copy(), product.output(1))
+    np.testing.assert_array_equal(alone[0], y[5])
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_matmul_bias_and_add(bench: Bench, name: str) -> None:
+    rng = np.random.default_rng(2)
+    rows, columns, n = 33, 64, 3
+    raw, w = quantized(name, rng.standard_normal((rows, columns)).astype(np.float32))
+    x = rng.standard_normal((n, columns)).astype(np.float32)
+    product = Product(bench, name, raw, columns, n)
+    want = product.quantize(x) @ w.T
+    bias = np.zeros(64, np.float32)
+    bias[:rows] = rng.standard_normal(rows)
+    y = product.output(n)
+    np.testing.assert_allclose(product(x, y, bias=bias), want + bias[:rows], atol=1e-4)
+    np.testing.assert_allclose(product(x, y, add=True, bias=bias), 2 * (want + bias[:rows]), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_extreme_codes_are_exact(bench: Bench, name: str) -> None:
+    """Largest codes of both signs (also -128), scale 1: the integer dot product must not saturate or wrap."""
+    rng = np.random.default_rng(3)
+    rows, columns, layout = 32, 128, LAYOUTS[name]
+    raw = np.zeros((rows, columns // 32, layout.file_step_bytes()), np.uint8)
+    fill = rng.choice(np.array([0x00, 0xFF, 0x80, 0x7F], np.uint8), size=raw.shape)
+    fill[: rows // 2] = rng.choice(np.array([0x80, 0xFF, 0x0F], np.uint8), size=(rows // 2, 1, 1))
+    raw[:] = fill
+    raw[..., :2] = np.array([1.0], np.float16).view(np.uint8)
+    if layout.minimum:
+        raw[..., 2:4] = np.array([-8.0], np.float16).view(np.uint8)
+    raw = raw.reshape(rows, -1)
+    w = FORMATS[name].dequantize(raw).astype(np.int64)
+    x = rng.choice(np.array([-127.0, 127.0], np.float32), size=(4, columns))
+    x[0], x[1] = 127, -127
+    product = Product(bench, name, raw, columns, 4)
+    product.quantize(x)
+    np.testing.assert_array_equal(product(x, product.output(4)), x.astype(np.int64) @ w.T)
+
+
+def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
+    """int8 codes: absmax / 127 per 32, nearest with ties to even, scale rounded to float16; a zero block stays zero."""
+    rng = np.random.default_rng(4)
+    x = (rng.standard_normal((5, 96)) * np.array([[1], [1e-3], [300], [1], [1]])).astype(np.float32)
+    x[3, 32:64] = 0
+    n = np.array([5], np.int64)
+    codes, scales = np.zeros((5, 96), np.int8), np.zeros((5, 3), np.float32)
+    corrections = np.zeros((2, 5, 3), np.int32)
+    sink = ew.Sink(False, True, (-8, "sum"))
+    record = ew.QUANTIZE.make(
+        n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=96, out=0, out_stride=0, codes=address(codes),
+        codes_stride=96, scales=address(scales), corrections=address(corrections),
+        corrections_bytes=corrections[0].nbytes, block_stride=12,
+    )  # fmt: skip
+    bench.run(ew.quantize_kernel(sink), record)
+    blocks = x.reshape(5, 3, 32)
+    largest = np.abs(blocks).max(axis=2)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+    want = np.rint(blocks * inverse[..., None]).astype(np.int8)
+    np.testing.assert_array_equal(codes.reshape(5, 3, 32), want)
+    rounded = (largest * np.float32(1 / 127)).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(scales, rounded)
+    totals = want.astype(np.int32).sum(axis=2)
+    np.testing.assert_array_equal(corrections[0], -8 * totals)
+    np.testing.assert_array_equal(corrections[1].view(np.float32), (totals * rounded).astype(np.float32))
+
+
+@pytest.mark.parametrize("columns", [64, 172, 8])
+def test_rms_norm(bench: Bench, columns: int) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((7, columns)).astype(np.float32) * 3
+    weight = np.zeros(256, np.float32)
+    weight[:columns] = rng.standard_normal(columns)
+    n, index = np.array([3], np.int64), np.array([6, 0, 2], np.int64)
+    out = np.zeros((3, columns), np.float32)
+    nothing = dict.fromkeys(("codes", "codes_stride", "scales", "corrections", "corrections_bytes", "block_stride"), 0)
+    record = ew.NORM.make(
+        n_rows=address(n), row_index=address(index), x=address(x), x_stride=x.strides[0], columns=columns,
+        weight=address(weight), epsilon=1e-5, out=address(out), out_stride=out.strides[0], **nothing,
+    )  # fmt: skip
+    bench.run(ew.norm_kernel(ew.Sink(True, False), indexed=True), record)
+    picked = x[index].astype(np.float64)
+    want = picked / np.sqrt((picked**2).mean(axis=1, keepdims=True) + 1e-5) * weight[:columns]
+    np.testing.assert_allclose(out, want, rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [64, 172])
+def test_swiglu(bench: Bench, columns: int) -> None:
+    rng = np.random.default_rng(6)
+    gate, up = (rng.standard_normal((3, columns)).astype(np.float32) * 20 for _ in range(2))
+    out, n = np.zeros((3, columns), np.float32), np.array([3], np.int64)
+    nothing = dict.fromkeys(("codes", "codes_stride", "scales", "corrections", "corrections_bytes", "block_stride"), 0)
+    record = ew.SWIGLU.make(
+        n_rows=address(n), gate=address(gate), up=address(up), x_stride=gate.strides[0], columns=columns,
+        out=address(out), out_stride=out.strides[0], **nothing,
+    )  # fmt: skip
+    bench.run(ew.swiglu_kernel(ew.Sink(True, False)), record)
+    g = gate.astype(np.float64)
+    np.testing.assert_allclose(out, g / (1 + np.exp(-g)) * up, rtol=3e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_embed(bench: Bench, name: str) -> None:
+    rng = np.random.default_rng(7)
+    columns = 172 if LAYOUTS[name].is_float else 96
+    raw, values = quantized(name, rng.standard_normal((40, columns)).astype(np.float32))
+    tokens, n = rng.integers(0, 40, 9), np.array([9], np.int64)
+    out = np.zeros((9, columns), np.float32)
+    record = ew.EMBED.make(
+        n_rows=address(n), tokens=address(tokens), table=address(raw), row_bytes=raw.shape[1], columns=columns,
+        out=address(out), out_stride=out.strides[0],
+    )  # fmt: skip
+    bench.run(ew.embed_kernel(name), record)
+    np.testing.assert_allclose(out, values[tokens], rtol=1e-6)
+
+
+def _exp(e: Emitter) -> None:
+    source, out, n, _ = e.args
+    with e.loop(0, n, e.target.lanes) as i:
+        e.store(e.exp(e.load(source + i * 4, vec(F32, e.target.lanes))), out + i * 4)
+
+
+def _half(e: Emitter) -> None:
+    source, out, n, _ = e.args
+    with e.loop(0, n, e.target.lanes) as i:
+        e.store(e.load(source + i * 4, vec(F32, e.target.lanes)).to(F16).to(F32), out + i * 4)
+
+
+def test_exp(bench: Bench) -> None:
+    x = np.linspace(-87, 88, 1 << 16).astype(np.float32)
+    y = np.empty_like(x)
+    bench.library.function(Kernel(_exp))(address(x), address(y), x.size, 0)
+    want = np.exp(x.astype(np.float64))
+    assert np.abs(y / want - 1).max() < 2e-7
+    x[:16], x[16:32] = -1e30, -np.inf
+    bench.library.function(Kernel(_exp))(address(x), address(y), x.size, 0)
+    np.testing.assert_array_equal(y[:32], 0)
+
+
+def test_half_conversion_is_exact(bench: Bench) -> None:
+    """Both ways, as NumPy: all halves, and floats of every size with ties, infinities and NaN."""
+    rng = np.random.default_rng(8)
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    floats = rng.integers(0, 1 << 32, 1 << 16, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    finite = halves[np.isfinite(halves)]
+    with np.errstate(all="ignore"):
+        ties = finite + np.spacing(np.abs(finite.astype(np.float16))).astype(np.float32) / 2
+    x = np.concatenate([halves, floats, ties])
+    y = np.empty_like(x)
+    bench.library.function(Kernel(_half))(address(x), address(y), x.size, 0)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(y, x.astype(np.float16).astype(np.float32))
+
+
+def test_instructions_are_used() -> None:
+    """The dot product that a target is named for is in the machine code."""
+    words = {"avx512_vnni": "vpdpbusd", "avx_vnni": "vpdpbusd", "avx2": "vpmaddubsw", "portable": "mul"}
+    for name in RUNNABLE:
+        text = assembly(matmul_kernel("q4_0", False), make_target(name))
+        assert words[name] in text
+        assert ("zmm" in text) == (name == "avx512_vnni")
+
+
+def test_unknown_target_lists_the_known_ones() -> None:
+    with pytest.raises(UnsupportedError, match=r"'mmx' is not supported; supported: .*portable"):
+        make_target("mmx")
