@@ -2,27 +2,14 @@
 # PYTHON names the interpreter (3.11 or newer) that makes the environments.
 
 PYTHON ?= python3
-SOURCES := pyproject.toml $(wildcard *.py */*.py */*/*.py)
+SOURCES := pyproject.toml $(wildcard *.py */*.py */*/*.py convert/sample/*)
 
 .PHONY: demo test lint types clean
 
-# Install as a user would, convert a checkpoint, and let it tell a story.
-# With HALFBYTE_TEST_DATA it is a real one that learned to tell stories to children; without, a random one, built here.
+# Install as a user would, then convert the checkpoint that comes with halfbyte, chat with it and measure it.  No network
+# is needed after the installation.
 demo: .venv/demo/ready
-	@rm -rf .venv/demo/work && mkdir -p .venv/demo/work
-	@set -eu; checkpoint="$${HALFBYTE_TEST_DATA:-}/checkpoints/stories260K"; options="--temp 0"; \
-	if [ -n "$${HALFBYTE_TEST_DATA:-}" ] && [ -d "$$checkpoint" ]; then \
-	  echo "== stories260K, a real checkpoint with 260 thousand parameters"; \
-	else \
-	  echo "== a tiny random checkpoint: the commands are real, the words are noise"; \
-	  echo "   (HALFBYTE_TEST_DATA names a folder with the real stories260K)"; \
-	  checkpoint=.venv/demo/work/tiny; options="--seed 1 --ignore-eos"; \
-	  PYTHONPATH=tests .venv/demo/bin/python -c "import pathlib, tiny; tiny.build(pathlib.Path('$$checkpoint'))"; \
-	fi; \
-	set -x; \
-	.venv/demo/bin/halfbyte convert "$$checkpoint" .venv/demo/work/demo.gguf --type q8_0; \
-	.venv/demo/bin/halfbyte inspect .venv/demo/work/demo.gguf; \
-	.venv/demo/bin/halfbyte run .venv/demo/work/demo.gguf "Once upon a time" -n 100 $$options
+	.venv/demo/bin/halfbyte demo --picture .venv/demo/halfbyte-demo.png $(ARGS)
 
 # Everything that needs neither torch nor llama.cpp; ARGS goes to pytest: make test ARGS="tests/test_cli.py -x"
 test: .venv/test/ready
@@ -39,7 +26,7 @@ types: .venv/lint/ready
 
 .venv/demo/ready: $(SOURCES)
 	$(PYTHON) -m venv .venv/demo
-	.venv/demo/bin/python -m pip install --quiet . ml_dtypes  # the latter for tests/tiny.py, which writes the checkpoint
+	.venv/demo/bin/python -m pip install --quiet .
 	@rm -rf build && touch $@
 
 .venv/test/ready: pyproject.toml

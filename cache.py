@@ -2,41 +2,86 @@
 
 Cached kernels are machine code, so the folder must belong to this user and be closed to others (mode 0700), and every
 entry carries the SHA-256 of its content: a damaged entry reads as absent and is made anew.
-`HALFBYTE_CACHE_DIR` names another folder; the default is the platform's user cache folder.
+`HALFBYTE_CACHE_DIR` names another folder; the default is the platform's user cache folder.  For a folder that cannot be
+written, a temporary one with its content stands in until the process ends, with a `HalfbyteWarning`.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
+import threading
+import warnings
 from pathlib import Path
 
-from .errors import UsageError
+from .errors import HalfbyteWarning, UsageError
 
 _DIGEST_BYTES = 32
+_one_at_a_time = threading.Lock()
+_stand_ins: dict[Path, Path] = {}  # the folder that cannot be written, the one in its place
 
 
 def cache_folder(*parts: str) -> Path:
-    """Return the private folder <cache>/<parts...>, made when missing.
+    """Return the private folder <cache>/<parts...>, made when missing; it can be written.
 
     Raises UsageError when the cache folder belongs to someone else or others may write to it.
     """
+    root = _root()
+    try:
+        return _private_folder(root, parts)
+    except OSError as error:
+        reason = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
+        with _one_at_a_time:
+            if root not in _stand_ins:
+                _stand_ins[root] = _stand_in(root, reason)
+            folder = _private_folder(_stand_ins[root], parts)
+            if not any(folder.iterdir()):
+                _copy_files(root.joinpath(*parts), folder)  # a cache made beforehand may be read-only
+        return folder
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` goes away when this process ends: it lies in a folder that stands in for the cache."""
+    return any(path.is_relative_to(folder) for folder in _stand_ins.values())
+
+
+def _root() -> Path:
     named = os.environ.get("HALFBYTE_CACHE_DIR")
     if named:
-        root = Path(named)
-    else:
-        import platformdirs
+        return Path(named)
+    import platformdirs
 
-        root = Path(platformdirs.user_cache_dir("halfbyte", appauthor=False))
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_private(root)
-        folder = root.joinpath(*parts)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cache folder {root}: {error.strerror}; name another with HALFBYTE_CACHE_DIR") from error
+    return Path(platformdirs.user_cache_dir("halfbyte", appauthor=False))
+
+
+def _private_folder(root: Path, parts: tuple[str, ...]) -> Path:
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(root)
+    folder = root.joinpath(*parts)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):  # what the mode says is not all: file systems may be read-only
+        pass
+    return folder
+
+
+def _copy_files(source: Path, folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for file in source.iterdir():
+            if file.is_file():
+                shutil.copy(file, folder)
+
+
+def _stand_in(root: Path, reason: str | None) -> Path:
+    """Return a temporary folder for this process in place of `root`."""
+    folder = Path(tempfile.mkdtemp(prefix="halfbyte-"))  # for this user only, as the cache is
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    message = f"cache folder {root}: {reason}; a temporary folder stands in (HALFBYTE_CACHE_DIR names another)"
+    warnings.warn(message, HalfbyteWarning, stacklevel=3)
     return folder
 
 

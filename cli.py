@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from .errors import HalfbyteError, UsageError, printable
+from .errors import HalfbyteError, HalfbyteWarning, UsageError, printable
 
 _COMMANDS = Path(__file__).parent / "commands"
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -23,7 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal's encoding may lack a character
     try:
-        code = _run(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", HalfbyteWarning)  # whatever PYTHONWARNINGS says of others
+            warnings.showwarning = _teller(warnings.showwarning)
+            code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
     except HalfbyteError as error:
@@ -38,6 +44,18 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), UsageError.exit_code)
     except MemoryError as error:
         return _fail(f"not enough memory: {error}" if str(error) else "not enough memory", UsageError.exit_code)
+
+
+def _teller(usual: Callable[..., None]) -> Callable[..., None]:
+    """Return what shows a warning: one of ours as one line, another library's as `usual` does."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, HalfbyteWarning):
+            print("note: " + printable(message, 2000), file=sys.stderr, flush=True)
+        else:
+            usual(message, category, *where)
+
+    return show
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,6 +1,7 @@
 """The one tree of errors.  Enters: what was found and what is allowed; leaves: one clear line and an exit code.
 
 Library code raises these; the command line prints `str(error)` on one line and exits with `error.exit_code`.
+What the user should know although it goes on is a `HalfbyteWarning`: one line at the command line, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ class HalfbyteError(Exception):
     """Base of every error that halfbyte raises on purpose."""
 
     exit_code = 2
+
+
+class HalfbyteWarning(UserWarning):
+    """Something was not as it should be, and a way around it was found."""
 
 
 class UsageError(HalfbyteError):

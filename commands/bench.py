@@ -1,65 +1,27 @@
-"""Measure speed: speed MODEL.
+"""Measure speed or accuracy: speed MODEL, accuracy MODEL --text FILE.
 
-`speed` prints llama-bench's table: prompt tokens (pp) and generated tokens (tg) per second, mean and deviation, and the
-memory that is read for it.  Sizes and threads may be lists: -p 128,512 -t 1,2.
+  speed      how many tokens a second it reads and generates: llama-bench's table
+  accuracy   how well it predicts a text, and how far it is from a reference: llama-perplexity's figures
+
+`halfbyte bench speed --help` and `halfbyte bench accuracy --help` tell the options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
 
-from ..errors import UsageError, printable
-from ..runtime.options import RuntimeOptions
+from ..errors import UsageError
 from . import _options
-from ._progress import Progress
+
+_MEASUREMENTS = ("speed", "accuracy")  # the modules _bench_<name>.py
 
 
 def main(argv: list[str]) -> int:
     """Run `halfbyte bench`."""
-    parser = _options.command_parser("bench", __doc__, "speed MODEL")
-    _options.add_model(parser)
-    parser.add_argument("-p", "--n-prompt", metavar="LIST", default="512", help="prompt tokens; 0: none (default: 512)")
-    parser.add_argument("-n", "--n-gen", metavar="LIST", default="128", help="generated tokens; 0: none (default: 128)")
-    parser.add_argument("-d", "--n-depth", metavar="LIST", default="0", help="tokens in the cache before (default: 0)")
-    parser.add_argument("-t", "--threads", metavar="LIST", default="0", help="threads; 0: one for each usable core")
-    parser.add_argument("-r", "--repetitions", metavar="N", type=int, default=5, help="runs of each test (default: 5)")
-    _options.add_fields(parser, RuntimeOptions, leave_out=("threads", "context"))
-    parser.add_argument("-o", "--output", choices=("md", "json", "csv"), default="md", help="form of the output")
-    arguments = parser.parse_intermixed_args(argv)
-    if not arguments.words or arguments.words.pop(0) != "speed":
-        raise UsageError("bench measures 'speed': halfbyte bench speed MODEL")
-    model, _ = _options.model_and_word(arguments)
-    if arguments.repetitions < 1:
-        raise UsageError(f"-r is {arguments.repetitions}; allowed: 1 or more")
-    prompts, generations, depths, threads = (
-        _numbers(flag, text)
-        for flag, text in (
-            ("-p", arguments.n_prompt),
-            ("-n", arguments.n_gen),
-            ("-d", arguments.n_depth),
-            ("-t", arguments.threads),
-        )
-    )
-
-    from ..bench import speed
-    from ..bench.report import csv_text, json_text
-
-    wanted = speed.tests(prompts, generations, depths)
-    options = _options.given(arguments, RuntimeOptions, leave_out=("threads", "context"))
-    with Progress() as progress:
-        measured = speed.measure(model, wanted, threads, arguments.repetitions, progress=progress, **options)
-        records = list(measured)
-    forms: dict[str, Callable[[list[dict[str, Any]]], str]] = {"md": speed.table, "json": json_text, "csv": csv_text}
-    print(forms[arguments.output](records))
-    return 0
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        numbers = [int(word) for word in text.split(",")]
-    except ValueError:
-        numbers = [-1]
-    if min(numbers) < 0:
-        raise UsageError(f"{flag} is {printable(text)!r}; allowed: numbers from 0 with commas between")
-    return numbers
+    if argv and argv[0] in _MEASUREMENTS:
+        return import_module(f"._bench_{argv[0]}", __package__).main(argv[1:])
+    if "-h" in argv or "--help" in argv:
+        _options.command_parser("bench", __doc__, "speed|accuracy MODEL").print_help()
+        return 0
+    known = ", ".join(f"halfbyte bench {name} MODEL" for name in _MEASUREMENTS)
+    raise UsageError(f"the first word says what to measure: {known}")

@@ -1,5 +1,6 @@
-"""Talk with a model in the terminal: MODEL.
+"""Talk with a model in the terminal: [MODEL].
 
+Without MODEL it is the small sample model that comes with halfbyte.
 Enter sends; Alt-Enter, or a backslash at the end of a line, goes on to the next line, and so does a block between
 lines of three double quotes.  Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.
 Without a terminal, messages are read from standard input, one a line.
@@ -13,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..bench.report import columns, size_text, speed_text
-from ..errors import HalfbyteError, UsageError, printable
+from ..errors import ContextLengthError, HalfbyteError, UsageError, printable
+from ..quant.formats import FORMATS
 from ..runtime.options import RuntimeOptions
 from ..runtime.sampling.params import SamplingParams
 from . import _options
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
     from ..runtime.llm import LLM
 
+_SAMPLE_TYPE = "q8_0"
+_ABOUT_SAMPLE = """\
+This is a small sample model: it knows a few hundred facts about halfbyte and small talk, and little else.
+For a large one: halfbyte convert FOLDER (a Hugging Face checkpoint), then halfbyte chat FILE."""
 _QUOTES = '"""'
 _PROMPT, _MORE = "> ", "... "
 # A model's answer may hold anything; in a terminal only line ends and tabs act.
@@ -33,19 +39,29 @@ _HARMLESS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 
 def main(argv: list[str]) -> int:
     """Run `halfbyte chat`."""
-    parser = _options.command_parser("chat", __doc__, "MODEL")
+    parser = _options.command_parser("chat", __doc__, "[MODEL]")
     _options.add_model(parser)
+    parser.add_argument(
+        "--type",
+        type=str.lower,
+        choices=list(FORMATS),
+        metavar="TYPE",
+        help=f"without MODEL: type of the sample model: {', '.join(FORMATS)} (default: {_SAMPLE_TYPE})",
+    )
     parser.add_argument("-sys", "--system-prompt", metavar="TEXT", help="instructions before the first message")
     parser.add_argument("--chat-template", metavar="NAME", help="a built-in template (chatml) instead of the model's")
     _options.add_fields(parser, RuntimeOptions)
     _options.add_fields(parser, SamplingParams)
     arguments = parser.parse_intermixed_args(argv)
-    model, _ = _options.model_and_word(arguments)
+    named = bool(arguments.words) or arguments.model is not None
+    if named and arguments.type is not None:
+        raise UsageError("--type chooses the type of the sample model; a MODEL that is named has its own")
     sampling = _options.given(arguments, SamplingParams)
     SamplingParams(**sampling)  # a mistake is told before the model is loaded
 
     from ..runtime.llm import LLM
 
+    model = _options.model_and_word(arguments)[0] if named else _sample(arguments.type or _SAMPLE_TYPE)
     with Progress() as progress:
         llm = LLM(model, progress=progress, **_options.given(arguments, RuntimeOptions))
     with llm:
@@ -60,6 +76,16 @@ def main(argv: list[str]) -> int:
                 if not session.take(message):
                     break
     return 0
+
+
+def _sample(type: str) -> str:
+    """Return the sample model's file, converted if need be, and tell what it is."""
+    from ..convert.sample_model import sample_gguf
+
+    with Progress() as progress:
+        path = sample_gguf(type, lambda done, total, name: progress("converting the sample model", done, total))
+    print(_ABOUT_SAMPLE, file=sys.stderr, flush=True)
+    return str(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -111,7 +137,8 @@ def _converse(session: Session) -> None:
             if not session.take(message):
                 return
         except HalfbyteError as error:
-            print(f"error: {error}", file=sys.stderr)
+            way_out = "; /clear begins anew" if isinstance(error, ContextLengthError) else ""
+            print(f"error: {error}{way_out}", file=sys.stderr)
 
 
 def _line_editor() -> PromptSession[str]:
@@ -245,7 +272,7 @@ class Session:
     def _show_settings(self) -> None:
         params = SamplingParams(**(self.llm.sampling | self.sampling))
         rows = [
-            (field.metadata["flags"][-1].lstrip("-"), str(getattr(params, field.name)), field.metadata["help"])
+            (field.metadata["flags"][-1].lstrip("-"), _shown(getattr(params, field.name)), field.metadata["help"])
             for field in dataclasses.fields(SamplingParams)
         ]
         print(columns(rows, [False, False, False]))
@@ -253,6 +280,15 @@ class Session:
 
 def _why(reason: str | None) -> str:
     return {"length": ", stopped at the limit", "interrupted": ", stopped by you"}.get(reason or "", "")
+
+
+def _shown(value: Any) -> str:
+    """Return a setting's value as a person writes it: a file's float32 0.2 is 0.2."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple):
+        return ", ".join(map(repr, value)) or "none"
+    return str(value)
 
 
 def _setting(name: str, value: str) -> dict[str, Any]:

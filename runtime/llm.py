@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,18 @@ from .tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is: for tables and messages.  size_bytes counts tensor data, type_label its most common type."""
+    """What a model is: for tables and messages.
 
+    file_bytes  of the whole file; size_bytes of its tensors, body_bytes of those without token_embd and output
+    type_label  the most common type of tensor
+    """
+
+    path: Path
     name: str
     architecture: str
+    file_bytes: int
     size_bytes: int
+    body_bytes: int
     n_params: int
     type_label: str
     n_layers: int
@@ -42,10 +50,14 @@ def _info(file: GgufFile, engine: Engine) -> ModelInfo:
     for view in file.tensors.values():
         by_type[view.format.name] = by_type.get(view.format.name, 0) + view.nbytes
     model = engine.model
+    ends = sum(view.nbytes for name, view in file.tensors.items() if name.split(".")[0] in ("token_embd", "output"))
     return ModelInfo(
+        path=file.path,
         name=file.get_str("general.name", file.path.stem),
         architecture=file.get_str("general.architecture"),
+        file_bytes=file.file_size,
         size_bytes=sum(by_type.values()),
+        body_bytes=sum(by_type.values()) - ends,
         n_params=sum(int(np.prod(view.shape)) for view in file.tensors.values()),
         type_label=max(by_type, key=lambda name: by_type[name]).upper(),
         n_layers=model.n_layers,
@@ -146,15 +158,34 @@ class LLM:
 
     def logits(self, token_ids: Iterable[int]) -> NDArray[np.float32]:
         """Return float32 [n_tokens, n_vocab]: the logits after each token of the sequence `token_ids`."""
+        ids = list(token_ids)
+        out, row = np.empty((len(ids), self.model.n_vocab), np.float32), 0
+        for rows in self.stream_logits(ids):
+            out[row : row + len(rows)] = rows
+            row += len(rows)
+        return out
+
+    def stream_logits(self, token_ids: Iterable[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """Yield float32 [some, n_vocab], a few rows at a time: the logits after the tokens from index `first` on.
+
+        Of the tokens before `first` no logits are computed.  The array is the engine's own, good until the next one;
+        use the model for nothing else meanwhile.  Raises UsageError for a token that is none, ContextLengthError.
+        """
         ids = self._checked(token_ids)
         if len(ids) > self.n_ctx:
             raise ContextLengthError(f"{len(ids)} tokens do not fit the context of {self.n_ctx} tokens")
+        return self._stream_logits(ids, first)
+
+    def _stream_logits(self, ids: list[int], first: int) -> Iterator[NDArray[np.float32]]:
         self._sequence.truncate(0)
-        out = np.empty((len(ids), self.model.n_vocab), np.float32)
-        for first in range(0, len(ids), self.engine.max_outputs):
-            part = ids[first : first + self.engine.max_outputs]
-            out[first : first + len(part)] = self.engine.step([Part(self._sequence, part, outputs=len(part))])
-        return out
+        start = 0
+        while start < len(ids):
+            wanted = max(first, start)
+            end = min(len(ids), start + self.engine.n_ubatch, wanted + self.engine.max_outputs)
+            rows = self.engine.step([Part(self._sequence, ids[start:end], outputs=max(0, end - wanted))])
+            if len(rows):
+                yield rows
+            start = end
 
     def _checked(self, token_ids: Iterable[int]) -> list[int]:
         ids = [int(i) for i in token_ids]

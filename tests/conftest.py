@@ -1,9 +1,15 @@
 """Models that several test files run: converted once a session from the checkpoints that tiny.py builds."""
 
+import signal
+
 import pytest
 import tiny
 
 from halfbyte import convert_checkpoint
+
+# A shell that starts a script in the background lets it ignore Ctrl-C, and every process below it: tests send it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

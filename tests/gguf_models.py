@@ -64,6 +64,10 @@ Entries = dict[str, tuple[str, Any]]  # key -> GGUF type, value
 Tensors = dict[str, tuple[tuple[int, ...], BlockFormat, np.ndarray]]  # name -> shape, format, packed bytes
 
 
+def _named(types: dict[str, str]) -> str:
+    return "-".join(f"{matrix}={type}" for matrix, type in types.items())
+
+
 class Models:
     """Checkpoints and files of one test session, each made once; `folder` is theirs."""
 
@@ -89,7 +93,7 @@ class Models:
 
     def mixed(self, types: dict[str, str], **fields: Any) -> Path:
         """Return Tiny(**fields) as a GGUF file whose matrices have types of their own, by the keys of MATRICES."""
-        place = self._place(tiny.Tiny(**fields), "-".join(types.values())).with_suffix(".gguf")
+        place = self._place(tiny.Tiny(**fields), _named(types)).with_suffix(".gguf")
         formats = {MATRICES[matrix]: FORMATS[type] for matrix, type in types.items()}
 
         def change(tensors: Tensors) -> None:
@@ -106,7 +110,7 @@ class Models:
         int8: what enters a matrix of an integer type is rounded to 8 bits, as the engine does it.
         """
         by_matrix = types if isinstance(types, dict) else dict.fromkeys(MATRICES, types)
-        place = self._place(tiny.Tiny(**fields), "-".join(by_matrix.values()) + "-rounded")
+        place = self._place(tiny.Tiny(**fields), _named(by_matrix) + "-rounded")
         if not place.exists():
             round_checkpoint(self.checkpoint(**fields), place, by_matrix)
         return oracle.llama_logits(place, ids, integers(by_matrix) if int8 else ())

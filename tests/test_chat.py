@@ -8,6 +8,7 @@ from command_line import Terminal, assert_clean_error, halfbyte
 
 from halfbyte import LLM
 from halfbyte.commands.chat import cleaned, unfinished
+from halfbyte.convert.sample_model import sample_gguf
 
 SPEED = r"\[prompt: (\d+) tokens(?: \(\+ (\d+) cached\))?, [\d.]+ t/s \| generated: (\d+) tokens, [\d.]+ t/s(.*)\]"
 
@@ -105,7 +106,7 @@ def test_commands(terminal):
     terminal.type("/show\r")
     terminal.expect("conversation: 0 messages")
     terminal.expect("system message: Be brief.")
-    terminal.expect(r"temp +0\.0")
+    terminal.expect(r"temp +0 ")
     terminal.expect(r"top-k +5 ")
     terminal.expect("\n>")
     terminal.type("/set temp warm\r")
@@ -197,6 +198,74 @@ def test_a_model_without_template_is_refused_with_the_way_out(no_template_gguf):
     assert done.returncode == 0, done.stderr
     done = halfbyte("chat", no_template_gguf, "--chat-template", "llama9", stdin="hello\n")
     assert_clean_error(done, 2, "llama9", "chatml")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# without a model: the sample
+
+
+@needs_pty
+def test_without_a_model_the_sample_answers_and_says_what_it_is(cache):
+    with Terminal("chat", "-t", "1", "-n", "8", "--ignore-eos", env={"HALFBYTE_CACHE_DIR": str(cache)}) as terminal:
+        terminal.expect(r"^.*sample model.*\r\n.*halfbyte convert FOLDER.*halfbyte chat FILE.*\r\n")
+        terminal.expect(r"^[^\n]*sample, Q8_0,")  # in the next line, after the progress
+        terminal.expect("Ctrl-D leaves")
+        terminal.expect(">")
+        assert say(terminal, "What is halfbyte?")[2] == 8
+        assert say(terminal, "And what is GGUF?")[1] > 0
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+
+
+def sample_chat(*words, cache, stdin="What is halfbyte?\n"):
+    """Run `halfbyte chat` with the sample, the likeliest 8 tokens of an answer; return the process and its notes."""
+    environment = os.environ | {"HALFBYTE_CACHE_DIR": str(cache)}
+    done = halfbyte("chat", "-t", "1", "--temp", "0", "-n", "8", *words, stdin=stdin, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("sample model") >= 1
+    return done, [line for line in done.stderr.splitlines() if line.startswith("note:")]
+
+
+@pytest.mark.parametrize("words", [[], ["--type", "Q4_0"]])
+def test_piped_without_a_model(cache, monkeypatch, words):
+    monkeypatch.setenv("HALFBYTE_CACHE_DIR", str(cache))
+    done, notes = sample_chat(*words, cache=cache)
+    with LLM(sample_gguf(*(word.lower() for word in words[1:]))) as llm:
+        answer = llm.chat([{"role": "user", "content": "What is halfbyte?"}], temperature=0, max_tokens=8)
+        assert llm.model.type_label == (words[1] if words else "Q8_0")
+    assert done.stdout == answer.text + "\n"
+    assert notes == []
+
+
+def test_a_damaged_sample_is_converted_anew_with_one_line(cache, monkeypatch):
+    sound, _ = sample_chat(cache=cache)
+    monkeypatch.setenv("HALFBYTE_CACHE_DIR", str(cache))
+    model = sample_gguf()
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    done, notes = sample_chat(cache=cache)
+    assert len(notes) == 1
+    assert f"{model}: is damaged" in notes[0]
+    assert done.stdout == sound.stdout
+    assert sample_chat(cache=cache)[1] == []
+
+
+def test_a_cache_that_cannot_be_used_is_one_line(cache, tmp_path):
+    (tmp_path / "file").touch()
+    done, notes = sample_chat(cache=tmp_path / "file/cache")
+    assert len(notes) == 1
+    assert "Not a directory; a temporary folder stands in" in notes[0]
+    assert done.stdout == sample_chat(cache=cache)[0].stdout
+
+
+def test_the_type_is_that_of_the_sample_only(tiny_gguf):
+    assert_clean_error(halfbyte("chat", tiny_gguf, "--type", "q4_0", stdin="hello\n"), 2, "--type", "MODEL")
+    assert_clean_error(halfbyte("chat", "-m", tiny_gguf, "--type", "q4_0", stdin="hello\n"), 2, "--type", "MODEL")
+    assert_clean_error(halfbyte("chat", "--type", "q2", stdin="hello\n"), 2, "q2", "q4_0")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def folder(tmp_path_factory, tiny_gguf):
     folder = tmp_path_factory.mktemp("docs")
     tiny.build(folder / "checkpoint")
     (folder / "model.gguf").write_bytes(tiny_gguf.read_bytes())
+    (folder / "text.txt").write_text(README, "utf-8")
     return folder
 
 

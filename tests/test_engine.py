@@ -138,6 +138,14 @@ def test_float16_cache_rounds_keys_and_values_only(models: Models) -> None:
         assert engine.cache_type == "f16"
 
 
+@pytest.mark.parametrize(
+    ("types", "expected"), [({}, "f32"), ({"q_proj": "q8_0"}, "f32+int8"), (dict.fromkeys(MATRICES, "q4_0"), "int8")]
+)
+def test_the_precision_of_activations_is_told(models: Models, types: dict[str, str], expected: str) -> None:
+    with opened(models.mixed(types)) as engine:
+        assert engine.activation_type == expected
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # the same bits
 

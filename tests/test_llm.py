@@ -89,7 +89,9 @@ def test_facts_about_the_model(llm: LLM, tiny_gguf: Path) -> None:
     assert (model.architecture, model.type_label, model.name) == ("llama", "Q8_0", "checkpoint")
     assert (model.n_layers, model.n_embd, model.n_vocab, model.n_ctx_train) == (2, 64, spec.rows, 256)
     assert model.n_params == sum(value.size for value in tiny.weights(spec).values())
-    assert 0.9 < model.size_bytes / tiny_gguf.stat().st_size < 1
+    assert (model.path, model.file_bytes) == (tiny_gguf, tiny_gguf.stat().st_size)
+    assert 0.9 < model.size_bytes / model.file_bytes < 1
+    assert model.size_bytes - model.body_bytes == 2 * spec.rows * spec.hidden * 34 / 32  # embedding and output
     assert llm.n_ctx == 256
     assert llm.options.threads == 2
 
@@ -117,6 +119,20 @@ def test_logits_are_a_float32_array_of_their_own(llm: LLM) -> None:
     np.testing.assert_array_equal(first, kept)
     np.testing.assert_array_equal(other, kept[:5])
     assert llm.logits([]).shape == (0, llm.model.n_vocab)
+
+
+@pytest.mark.parametrize("ubatch", [512, 7])
+def test_streamed_logits_are_those_asked_for(llm: LLM, tiny_gguf: Path, ubatch: int) -> None:
+    ids = llm.tokenize("a" * 150)
+    whole = llm.logits(ids)
+    with LLM(tiny_gguf, threads=1, ubatch=ubatch) as other:
+        for first in (0, 1, 63, 100, len(ids) - 1):
+            found = [rows.copy() for rows in other.stream_logits(ids, first)]
+            assert max(len(rows) for rows in found) <= other.engine.max_outputs
+            np.testing.assert_array_equal(np.concatenate(found), whole[first:])
+        assert list(other.stream_logits(ids, len(ids))) == []
+        with pytest.raises(UsageError, match="300 tokens do not fit the context of 256"):
+            next(other.stream_logits([1] * 300))
 
 
 def test_tokenize_and_detokenize(llm: LLM) -> None:

@@ -13,7 +13,10 @@ from gguf_models import FLOATS, MATRICES, TYPES, opened, round_checkpoint
 from gguf_models import logits as engine_logits
 from tiny_vocab import data_folder
 
-from halfbyte import convert_checkpoint
+from halfbyte import LLM, convert_checkpoint
+from halfbyte.bench.accuracy import measure_accuracy, read_text
+from halfbyte.bench.logits_file import LogitsWriter
+from halfbyte.convert.sample_model import EVALUATION_TEXT, sample_gguf
 from halfbyte.quant.gguf_reader import open_gguf
 from halfbyte.runtime.engine.engine import Engine
 from halfbyte.runtime.tokenizer import load_tokenizer
@@ -199,6 +202,47 @@ def test_files_of_its_quantizer_run_here(files: Files, tmp_path: Path, source: s
         for name, view in theirs.tensors.items():
             np.testing.assert_array_equal(view.data, ours.tensors[name].data, name)
     assert_equal_tokens(file, source, type)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# accuracy
+
+
+@pytest.mark.parametrize("type", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("source", [*SOURCES[:2], "the sample"])
+def test_perplexity(files: Files, tmp_path: Path, source: str, type: str) -> None:
+    """Of the same chunks, from llama.cpp's logits; with these as the reference, the divergence is what lies between."""
+    if source == "the sample":
+        file, text, n_ctx, n_chunks = sample_gguf(type), read_text(EVALUATION_TEXT)[0], 512, 20
+    else:
+        stories = (data_folder() / "text/tinystories_train_1000.txt").read_text(encoding="utf-8")
+        file, text, n_ctx, n_chunks = files.gguf(source, type), stories[:20000], 256, 6
+    other, saved = peer(file), tmp_path / "logits"
+    ids = other.tokenize(text, add_special=True)[: n_chunks * n_ctx]
+    nll = []
+    with LogitsWriter(saved, np.array(ids, np.int32).reshape(n_chunks, n_ctx), other.n_vocab) as writer:
+        for start in range(0, len(ids), n_ctx):
+            other.clear()
+            other.feed([ids[0], *ids[start + 1 : start + n_ctx // 2]])  # BOS for the first token
+            for i in range(start + n_ctx // 2, start + n_ctx - 1):
+                other.feed([ids[i]])
+                row = other.logits()
+                writer.append(row[None])
+                exact = row.astype(np.float64)
+                nll.append(exact.max() + np.log(np.exp(exact - exact.max()).sum()) - exact[ids[i + 1]])
+    theirs = float(np.exp(np.mean(nll)))
+    with LLM(file, threads=1) as llm:
+        found = measure_accuracy(llm, text, n_ctx=n_ctx, reference=saved)
+    assert (found.n_chunks, found.n_scored) == (n_chunks, len(nll))
+    assert found.divergence is not None
+    kl, same = found.divergence.kl.value, found.divergence.same_top.value
+    print(
+        f"{source} {type}: perplexity {found.perplexity:.5f} ± {found.perplexity_error:.5f}, llama.cpp {theirs:.5f} "
+        f"({100 * (found.perplexity / theirs - 1):+.4f} %); KL between the two {kl:.2e}, same top {100 * same:.2f} %"
+    )
+    assert found.perplexity == pytest.approx(theirs, rel=5e-3)
+    assert abs(kl) < (1e-5 if type == "f16" else 2e-3)
+    assert same > (0.995 if type == "f16" else 0.95)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md that a program can check, read from the syntax trees of the sources."""
 
 import ast
+import os
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -30,13 +31,15 @@ HOMES = {
     "torch": ("convert/",),
     "prompt_toolkit": ("commands/chat.py",),
     "jinja2": ("runtime/templates.py",),
+    "matplotlib": ("bench/picture.py",),
 }
 
 
 def package_folders():
     """Folders of the package, "" for the root."""
     found = (file.parent.relative_to(ROOT) for file in ROOT.rglob("__init__.py"))
-    return sorted("" if str(f) == "." else f.as_posix() for f in found if f.parts[:1] not in ((".venv",), ("build",)))
+    outside = (".venv",), ("build",), ("training",)  # the last makes convert/sample; it is not in the wheel
+    return sorted("" if str(f) == "." else f.as_posix() for f in found if f.parts[:1] not in outside)
 
 
 def sources():
@@ -133,8 +136,19 @@ def test_a_command_has_help_and_main(file):
 
 
 def test_pyproject_lists_the_packages_on_disk():
-    on_disk = {".".join(("halfbyte", *Path(folder).parts)) for folder in package_folders()}
+    """And convert/sample, a package of data only."""
+    on_disk = {".".join(("halfbyte", *Path(folder).parts)) for folder in [*package_folders(), "convert/sample"]}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk
+
+
+def test_the_sample_checkpoint_goes_into_the_wheel():
+    folder = ROOT / "convert/sample"
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["halfbyte.convert.sample"]
+    packaged = {file for pattern in patterns for file in folder.glob(pattern)}
+    files = {file for file in folder.rglob("*") if file.is_file()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "evaluation.txt"} <= {file.name for file in files}
+    assert packaged == files
+    assert os.name != "posix" or all(file.stat().st_mode & 0o044 == 0o044 for file in files), "others cannot read it"
 
 
 def test_every_architecture_has_its_two_halves(tmp_path):

@@ -55,6 +55,7 @@ class Weights:
         self._vectors: list[NDArray[np.float32]] = []
         self._taken = {"rope_freqs.weight"}  # the hyper-parameters' reader has it
         self.matrix_bytes = 0  # bytes of all panels: what decoding one token reads
+        self.activation_types: set[str] = set()  # what the matrices are multiplied with: "f32", "int8"
 
     def has(self, name: str) -> bool:
         return name in self._file.tensors
@@ -104,6 +105,7 @@ class Weights:
         memory = Memory(count * panel_bytes, f"tensor {name}")
         self._memory.append(memory)
         self.matrix_bytes += count * panel_bytes
+        self.activation_types.add("f32" if layout.is_float else "int8")
         record = PACK.make(
             source=view.address(), panels=memory.address, rows=rows, row_bytes=view.nbytes // rows, steps=steps,
             n_panels=count,
