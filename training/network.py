@@ -33,7 +33,7 @@ class Shape:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; the products are written out, which is twice as fast here as torch's fused one."""
+    """Grouped-query attention; the products are written out: compiled for a CPU, twice as fast as torch's fused one."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -51,7 +51,7 @@ class Attention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         groups = self.shape.heads // self.shape.kv_heads
-        k, v = (rotated_or_not.repeat_interleave(groups, 1) for rotated_or_not in (_rotated(k, cos, sin), v))
+        k, v = _rotated(k, cos, sin).repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         scores = _rotated(q, cos, sin) @ k.transpose(-1, -2) * self.shape.head_dim**-0.5 + mask
         mixed = scores.softmax(-1).to(v.dtype) @ v
         return self.o_proj(mixed.transpose(1, 2).reshape(rows, tokens, -1))

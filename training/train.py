@@ -28,7 +28,7 @@ from tokenizer import save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-TOKENIZER_DOCUMENTS, VALIDATION_ROWS, ROWS_AT_ONCE = 20_000, 32, 2048
+TOKENIZER_DOCUMENTS, VALIDATION_BATCHES, ROWS_AT_ONCE = 20_000, 2, 2048
 WARM_UP = 50
 
 Loss = tuple[int, float, float]  # step, loss of the training text since the last, loss of held-out text
@@ -36,6 +36,8 @@ Loss = tuple[int, float, float]  # step, loss of the training text since the las
 
 @dataclass(frozen=True)
 class Settings:
+    """A run, as the command line's help tells; `compiled`: by torch.compile."""
+
     steps: int
     rows: int
     rate: float
@@ -109,7 +111,10 @@ def train(
     loss_of = torch.compile(network) if settings.compiled else network
     optimizers = _optimizers(network, settings)
     held_out = Random(f"held out {settings.seed}")
-    validation = packed_rows(lambda: held_out_document(held_out), tokenizer, VALIDATION_ROWS, shape.context)
+    validation = np.split(
+        packed_rows(lambda: held_out_document(held_out), tokenizer, VALIDATION_BATCHES * settings.rows, shape.context),
+        VALIDATION_BATCHES,
+    )
     next_document = partial(documents.document, random, prose, settings.task_share)
     rows = np.empty((0, shape.context + 1), np.int16)
     losses: list[Loss] = []
@@ -130,10 +135,8 @@ def train(
         sums.append(loss.item())
         if step % 20 == 0 or step == settings.steps:
             with torch.no_grad():
-                parts = np.split(validation, range(settings.rows, VALIDATION_ROWS, settings.rows))
-                same_size = [part for part in parts if len(part) == settings.rows] or [validation]
-                found = sum(_loss(loss_of, part, settings.device).item() for part in same_size) / len(same_size)
-            losses.append((step, sum(sums) / len(sums), found))
+                found = np.mean([_loss(loss_of, part, settings.device).item() for part in validation])
+            losses.append((step, sum(sums) / len(sums), float(found)))
             sums.clear()
             seconds = time.monotonic() - started
             speed = step * settings.rows * shape.context / seconds
