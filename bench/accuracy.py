@@ -20,12 +20,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ContextLengthError, ModelFileError, OutputExistsError, UnsupportedError, UsageError
+from ..errors import ContextLengthError, ModelFileError, UnsupportedError, UsageError
+from ..quant.whole_file import check_target
 from ..runtime.llm import LLM
 from ..runtime.tokenizer.base import Tokenizer
 from .divergence import MIN_POSITIONS, Divergence, Positions, compare, log_sums, perplexity, summarize
 from .logits_file import (
     MIN_CONTEXT,
+    WAY_OUT,
     LogitsReader,
     LogitsWriter,
     file_bytes,
@@ -94,8 +96,8 @@ def check_files(reference: Path | None, save_logits: Path | None) -> None:
     """Raise UsageError for a reference that cannot be read, OutputExistsError for a file of logits that is there."""
     if reference is not None:
         is_logits_file(reference)
-    if save_logits is not None and save_logits.exists():
-        raise OutputExistsError(f"{save_logits}: exists already; give another name")
+    if save_logits is not None:
+        check_target(save_logits, WAY_OUT)
 
 
 def text_chunks(tokenizer: Tokenizer, text: str, n_ctx: int, n_chunks: int | None = None) -> NDArray[np.int32]:

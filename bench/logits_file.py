@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import secrets
 import shutil
 import struct
 from collections.abc import Iterator
@@ -22,11 +21,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelFileError, OutputExistsError, UsageError
+from ..errors import ModelFileError, UsageError
+from ..quant.whole_file import WholeFile
 from .divergence import log_sums
 from .report import size_text
 
 MAGIC = b"_logits_"
+WAY_OUT = "give another name"  # what to do when the file is there
 _HEADER = struct.Struct("<8s3i")
 _HEAD = 4  # uint16 places of the two float32 before a row's codes
 _SPAN = 16  # natural logs from a row's largest log-probability down to code 0
@@ -83,27 +84,20 @@ class LogitsWriter:
         self.path = Path(path)
         n_chunks, n_ctx = tokens.shape
         self._missing = n_chunks * scored_rows(n_ctx)  # rows
-        self._part = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.part")
-        if self.path.exists():
-            raise OutputExistsError(f"{self.path}: exists already; give another name")
-        with self._system():
+        self._file = WholeFile(self.path, WAY_OUT)
+        try:
             free, size = shutil.disk_usage(self.path.parent).free, file_bytes(n_chunks, n_ctx, n_vocab)
             if size > free:
                 wanted = f"{size_text(size)} of logits do not fit the disk, which has {size_text(free)}"
                 raise UsageError(f"{self.path}: {wanted}; fewer chunks take less")
-            self._file = self._part.open("xb")
-        try:
-            with self._system():
-                self._file.write(_HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunks) + tokens.astype("<i4").tobytes())
-                self._file.flush()
+            self._file.write(_HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunks) + tokens.astype("<i4").tobytes())
         except BaseException:
-            self._abandon()
+            self._file.discard()
             raise
 
     def append(self, logits: NDArray[np.float32]) -> None:
         """Write the next rows, float32 [n, n_vocab]: of chunk after chunk the scored positions in order."""
-        with self._system():
-            self._file.write(encode(logits).data)
+        self._file.write(encode(logits).data)
         self._missing -= len(logits)
 
     def __enter__(self) -> Self:
@@ -116,32 +110,13 @@ class LogitsWriter:
             if kind is None:
                 self._finish()
         finally:
-            self._abandon()
-
-    def _abandon(self) -> None:
-        """Close the file, and remove it where it has not got its name."""
-        with contextlib.suppress(OSError):  # on a full disk, the bytes still buffered fail once more
-            self._file.close()
-        self._part.unlink(missing_ok=True)
+            self._file.discard()
 
     def _finish(self) -> None:
         if self._missing:
             raise ValueError(f"{self._missing} rows are still to be written")
-        with self._system():
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            if self.path.exists():
-                raise OutputExistsError(f"{self.path}: exists by now; give another name")
-            self._part.replace(self.path)
-
-    @contextlib.contextmanager
-    def _system(self) -> Iterator[None]:
-        """Say in one line, with the file's name, what the system refuses."""
-        try:
-            yield
-        except OSError as error:
-            raise UsageError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        self._file.flush()
+        self._file.publish()
 
 
 def is_logits_file(path: str | os.PathLike[str]) -> bool:

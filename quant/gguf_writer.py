@@ -11,9 +11,7 @@ and only then takes the target's name: neither an exception nor a kill leaves an
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelFileError, OutputExistsError, UsageError
+from ..errors import ModelFileError
 from .formats import BlockFormat
 from .gguf_reader import open_gguf
 from .gguf_types import (
@@ -42,6 +40,7 @@ from .gguf_types import (
     round_up,
     valid_alignment,
 )
+from .whole_file import WholeFile
 
 _VERIFY_BYTES = 8 << 20
 
@@ -69,16 +68,12 @@ class GgufWriter:
     def __init__(self, path: str | os.PathLike[str], force: bool = False):
         """Start a file that will be `path`; OutputExistsError when it is there, unless `force` replaces it."""
         self.path = Path(path)
-        self._force = force
         self._alignment = DEFAULT_ALIGNMENT
         self._entries: dict[str, bytes] = {}
         self._tensors: dict[str, _Tensor] = {}
         self._unwritten: Iterator[_Tensor] = iter(())
         self._header = b""
-        self._check_target()
-        self._part = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.part")
-        with self._system():
-            self._file = self._part.open("xb")
+        self._file = WholeFile(self.path, way_out=None if force else "--force replaces it")
 
     def __enter__(self) -> GgufWriter:
         return self
@@ -90,9 +85,7 @@ class GgufWriter:
             if kind is None:
                 self._finish()
         finally:
-            with contextlib.suppress(OSError):  # on a full disk, the bytes still buffered fail once more
-                self._file.close()
-            self._part.unlink(missing_ok=True)
+            self._file.discard()
 
     def add(self, key: str, value: Any, type: str) -> None:
         """Add a number, bool or string as GGUF `type` ("uint32", "float32", "bool", "string" ...)."""
@@ -157,10 +150,10 @@ class GgufWriter:
             if size > tensor.nbytes:
                 break
             tensor.checksum = zlib.crc32(raw.data, tensor.checksum)
-            self._put(raw.data)
+            self._file.write(raw.data)
         if size != tensor.nbytes:
             raise ValueError(f"tensor {name!r} takes {tensor.nbytes} bytes; its data has {size}")
-        self._put(bytes(-size % self._alignment))
+        self._file.write(bytes(-size % self._alignment))
 
     def _add(self, key: str, encoded: bytes) -> None:
         if self._header:
@@ -183,7 +176,7 @@ class GgufWriter:
         header = b"".join(parts)
         self._header = header + bytes(-len(header) % self._alignment)
         self._unwritten = iter(self._tensors.values())
-        self._put(self._header)
+        self._file.write(self._header)
 
     def _finish(self) -> None:
         """Complete, check and name the file."""
@@ -191,23 +184,17 @@ class GgufWriter:
         missing = next(self._unwritten, None)
         if missing is not None:
             raise ValueError(f"tensor {missing.name!r} was declared and not written")
-        with self._system():
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+        self._file.flush()
         self._verify()
-        self._check_target()
-        with self._system():
-            self._part.replace(self.path)
-        _sync_folder(self.path.parent)
+        self._file.publish()
 
     def _verify(self) -> None:
         """Read the file back as any reader would and compare it with what was written."""
-        with self._system(), self._part.open("rb") as file:
+        with self._file.system(), self._file.part.open("rb") as file:
             header = file.read(len(self._header))
         if header != self._header:
             raise ModelFileError(self.path, "the header does not read back as it was written (faulty disk?)")
-        with open_gguf(self._part) as written:
+        with open_gguf(self._file.part) as written:
             found = [(view.name, view.shape, view.format) for view in written.tensors.values()]
             if found != [(tensor.name, tensor.shape, tensor.format) for tensor in self._tensors.values()]:
                 raise ModelFileError(self.path, "the tensor list does not read back as it was written")
@@ -219,24 +206,6 @@ class GgufWriter:
                 if checksum != self._tensors[name].checksum:
                     message = "the data does not read back as it was written (faulty disk?)"
                     raise ModelFileError(self.path, message, place=f"tensor {name!r}", offset=view.offset)
-
-    def _check_target(self) -> None:
-        if self.path.is_dir():
-            raise UsageError(f"{self.path}: is a folder; the name of a file is wanted")
-        if self.path.exists() and not self._force:
-            raise OutputExistsError(f"{self.path}: exists already; --force replaces it")
-
-    def _put(self, data: bytes | memoryview) -> None:
-        with self._system():
-            self._file.write(data)
-
-    @contextlib.contextmanager
-    def _system(self) -> Iterator[None]:
-        """Say in one line, with the target's name, what the system refuses."""
-        try:
-            yield
-        except OSError as error:
-            raise UsageError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
 
 def _encode(value: Any, type: str) -> bytes:
@@ -251,13 +220,3 @@ def _encode(value: Any, type: str) -> bytes:
         return struct.pack("<" + code, value)
     except (struct.error, OverflowError) as error:
         raise ValueError(f"{value!r} is no {type}: {error}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable, where the system lets a folder be opened for that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -107,7 +107,7 @@ def test_a_disk_that_fills_at_the_first_bytes_leaves_nothing(tmp_path: Path, mon
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(UsageError, match="cannot be written: No space left"):
-        LogitsWriter(tmp_path / "logits", np.zeros((2, 8), np.int32), 16)
+        LogitsWriter(tmp_path / "logits", np.zeros((2, 1 << 16), np.int32), 16)  # more than is buffered
     assert list(tmp_path.iterdir()) == []
 
 
