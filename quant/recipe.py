@@ -11,7 +11,16 @@ from collections.abc import Sequence
 
 from .formats import FORMATS, BlockFormat, format_by_name
 
-_FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
+_FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32} | {
+    "q2_k": 10,
+    "q3_k": 11,
+    "q4_k": 14,
+    "q5_k": 16,
+    "q6_k": 18,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+    "mxfp4": 38,
+}
 
 
 def tensor_format(name: str, shape: Sequence[int], target_format_name: str) -> BlockFormat:

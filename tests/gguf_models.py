@@ -28,6 +28,7 @@ from halfbyte.runtime.options import RuntimeOptions
 
 TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 FLOATS = TYPES[:3]
+SEARCHED = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"]  # gguf reads them; we write them
 # Matrices by the last words of their names: in a checkpoint, and in GGUF.
 MATRICES = {
     "embed_tokens": "token_embd", "lm_head": "output", "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v",
@@ -136,6 +137,8 @@ def _rounded(value: np.ndarray, type: str) -> np.ndarray:
         return value
     value = value.astype(np.float32)
     kind = gguf.GGMLQuantizationType[type.upper() if type in FLOATS or value.shape[1] % 32 == 0 else "F16"]
+    if type in SEARCHED:
+        return gguf.quants.dequantize(FORMATS[type].quantize(value), kind).reshape(value.shape)
     return gguf.quants.dequantize(gguf.quants.quantize(value, kind), kind).reshape(value.shape)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import tiny
-from gguf_models import MATRICES, TYPES, VARIATIONS, Models, Tensors, integers, logits, opened, rewritten
+from gguf_models import MATRICES, SEARCHED, TYPES, VARIATIONS, Models, Tensors, integers, logits, opened, rewritten
 
 from halfbyte.errors import UsageError
 from halfbyte.runtime.engine import engine as engine_module
@@ -83,6 +83,16 @@ def test_types_equal_the_oracle_on_the_same_weights(models: Models, type: str) -
     for fields in ({}, {"attention_bias": True, "ffn": 172}, {"hidden": 80, "heads": 5, "kv_heads": 1, "tied": True}):
         with opened(models.file(type, **fields), cache_type="f32") as engine:
             assert_exact(engine, models, type, **fields)
+
+
+@pytest.mark.parametrize("type", SEARCHED)
+def test_k_and_codebook_types_equal_the_oracle(models: Models, type: str) -> None:
+    """Alone, and as files mix them: more bits for values and what leaves a layer, so that one input has two readers."""
+    finer = dict.fromkeys(["v_proj", "down_proj", "lm_head"], "q6_k")
+    for types in (dict.fromkeys(MATRICES, type), dict.fromkeys(MATRICES, type) | finer):
+        fields = {"hidden": 256, "ffn": 256, "layers": 1}
+        with opened(models.mixed(types, **fields), threads=2, cache_type="f32") as engine:
+            assert_exact(engine, models, types, **fields)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -256,11 +256,11 @@ def test_metadata_stays_when_the_file_is_overwritten(tmp_path):
 
 
 def test_a_type_that_is_not_computed_with_is_named_when_it_is_used(tmp_path):
-    path = write(tmp_path, gguf((), (tensor("t", (256, 1), 12, 0),), bytes(144)))
+    path = write(tmp_path, gguf((), (tensor("t", (256, 1), 21, 0),), bytes(110)))
     with open_gguf(path) as file:
-        assert file.tensors["t"].layout.name == "q4_k"
+        assert file.tensors["t"].layout.name == "iq3_s"
         with pytest.raises(
-            UnsupportedError, match=r"m.gguf: tensor 't': tensor type 'q4_k \(id 12\)'.*supported: f32, "
+            UnsupportedError, match=r"m.gguf: tensor 't': tensor type 'iq3_s \(id 21\)'.*supported: f32, "
         ):
             _ = file.tensors["t"].format
 

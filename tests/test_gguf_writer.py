@@ -17,7 +17,7 @@ from halfbyte.quant.formats import FORMATS
 from halfbyte.quant.gguf_reader import open_gguf
 from halfbyte.quant.gguf_writer import GgufWriter
 
-ROWS = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+ROWS = np.random.default_rng(0).standard_normal((5, 256)).astype(np.float32)
 
 
 def names(folder: Path) -> list[str]:

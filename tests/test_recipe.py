@@ -27,7 +27,8 @@ def test_vectors_and_norms_stay_f32(target):
 
 @pytest.mark.parametrize("target", FORMATS)
 def test_file_types_are_llama_cpps(target):
-    names = {"f32": "ALL_F32"} | {name: f"MOSTLY_{name.upper()}" for name in FORMATS if name != "f32"}
+    names = {name: f"MOSTLY_{name.upper()}" for name in FORMATS} | {"f32": "ALL_F32", "mxfp4": "MOSTLY_MXFP4_MOE"}
+    names |= {name: f"MOSTLY_{name.upper()}_S" for name in ("q3_k", "q4_k", "q5_k")}  # the sizes with one type alone
     assert file_type_id(target) == reference.LlamaFileType[names[target]]
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from ...errors import UnsupportedError
 from .base import BlockFormat, first_nonfinite
 from .block32 import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from .block256 import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from .layout import REMOVED, UNSUPPORTED, Layout
+from .nonlinear import IQ4_NL, IQ4_XS, MXFP4
 from .plain import BF16, F16, F32
 
 __all__ = ["FORMATS", "LAYOUTS", "BlockFormat", "Layout", "first_nonfinite", "format_by_id", "format_by_name"]
@@ -24,6 +26,14 @@ FORMATS: dict[str, BlockFormat] = {
         Q4_1("q4_1", 3, 32, 20),
         Q5_0("q5_0", 6, 32, 22),
         Q5_1("q5_1", 7, 32, 24),
+        Q2_K("q2_k", 10, 256, 84),
+        Q3_K("q3_k", 11, 256, 110),
+        Q4_K("q4_k", 12, 256, 144),
+        Q5_K("q5_k", 13, 256, 176),
+        Q6_K("q6_k", 14, 256, 210),
+        IQ4_NL("iq4_nl", 20, 32, 18),
+        IQ4_XS("iq4_xs", 23, 256, 136),
+        MXFP4("mxfp4", 39, 32, 17),
     )
 }
 """The formats that halfbyte packs and unpacks, by name."""

@@ -1,7 +1,7 @@
 """What every block format offers.  Enters: float32 rows; leaves: packed bytes, and float32 rows again.
 
 A format is a layout plus two obvious NumPy functions on blocks, and the same two as loops that Numba compiles
-(`loops.py`).  Both give the same bits; the tests hold them against each other and against the `gguf` package.
+(`*loops.py`).  Both give the same bits; the tests hold them against each other and against the `gguf` package.
 """
 
 from __future__ import annotations

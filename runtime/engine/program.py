@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ..kernels import attention as attn
 from ..kernels import elementwise as ew
 from ..kernels.jit import Kernel, Library
+from ..kernels.layouts import BLOCK
 from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
-from ..kernels.panels import BLOCK
 from .batch import N_OUTPUTS, N_ROWS, N_TILES, StepInputs
 from .kv_pages import PagePool
 from .memory import Memory
@@ -113,7 +113,7 @@ class Builder:
                 rows=self._rows(use, columns) if sink.float32 else None,
                 codes=Memory(n * columns, use) if sink.codes else None,
                 scales=Memory(n * blocks * 4, use) if sink.codes else None,
-                corrections=Memory(n * blocks * 4 * len(corrections), use) if corrections else None,
+                corrections=Memory(n * blocks * 4 * sum(c.groups for c in corrections), use) if corrections else None,
                 max_rows=n,
             )  # fmt: skip
         activations = self._buffers[key]
@@ -194,7 +194,7 @@ class Builder:
             source, stride, row_bytes = x.codes.address, x.columns, x.columns + x.columns // 4
         fields = x.fields()
         correction = layout.correction(self._library.target)
-        place = x.sink.corrections.index(correction) if correction is not None else 0
+        place = x.sink.place(correction) if correction is not None else 0
         self._add(
             matmul_kernel(layout.name, add),
             MATMUL.make(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ...errors import ModelFileError, UnsupportedError
 from ...quant.gguf_reader import GgufFile, TensorView
 from ..kernels.jit import Kernel, Library
-from ..kernels.panels import LAYOUTS, PACK, Layout, n_panels, pack_kernel
+from ..kernels.layouts import Layout
+from ..kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
 from .memory import Memory
 from .threads import ThreadPool
 

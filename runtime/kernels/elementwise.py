@@ -1,8 +1,8 @@
 """Everything that works row by row.  Enters: float32 rows; leaves: float32 rows or the int8 codes that matmul reads.
 
 A kernel's result goes to a `Sink`: float32 rows, or blocks of 32 int8 codes with a scale (absmax / 127 rounded to
-float16, as llama.cpp's Q8_0, so that both pick the same tokens) and the corrections that the consuming formats want
-(panels.Layout.correction), or both.
+float16, as llama.cpp's Q8_0, so that both pick the same tokens) and the corrections that the consuming types want, or
+both.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 from .emit import F16, F32, I8, I32, I64, Emitter, Value, vec
 from .jit import Kernel
-from .panels import BLOCK, LAYOUTS, element_rows
+from .layouts import BLOCK, Correction, FloatLayout
+from .panels import LAYOUTS, block_values, load_float
 from .records import Fields, Record
 from .targets import ACTIVATION_MAX
 
-# float32 rows `out` of out_stride bytes; int8 rows `codes` of codes_stride; scales float32 and corrections (one array
-# of corrections_bytes after the other) [row, block] with block_stride bytes a row.
+# float32 rows `out` of out_stride bytes; int8 rows `codes` of codes_stride; scales float32 [row, block] with
+# block_stride bytes a row; one array after the other of corrections [row, block, group], groups times as many bytes a
+# row and groups * corrections_bytes in all.
 _SINK = ("out", "out_stride", "codes", "codes_stride", "scales", "corrections", "corrections_bytes", "block_stride")
 
 EMBED = Record("n_rows", "tokens", "table", "row_bytes", "columns", "out", "out_stride")
@@ -32,10 +34,14 @@ class Sink:
 
     float32: bool
     codes: bool
-    corrections: tuple[int | str, ...] = ()
+    corrections: tuple[Correction, ...] = ()
 
-    def params(self) -> tuple[bool, bool, tuple[int | str, ...]]:
+    def params(self) -> tuple[bool, bool, tuple[Correction, ...]]:
         return self.float32, self.codes, self.corrections
+
+    def place(self, correction: Correction) -> int:
+        """Where the array of `correction` starts, in units of corrections_bytes."""
+        return sum(before.groups for before in self.corrections[: self.corrections.index(correction)])
 
 
 def _put(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x: Value) -> None:
@@ -53,10 +59,12 @@ def _put(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x: Value) 
     e.store(codes.to(I8), a.codes + row * a.codes_stride + block * BLOCK)
     e.store(scale, a.scales + at)
     if sink.corrections:
-        total = e.sum(codes)
-        for i, kind in enumerate(sink.corrections):
-            value = total * kind if isinstance(kind, int) else total.to(F32) * scale
-            e.store(value, a.corrections + a.corrections_bytes * i + at)
+        low, high = (e.sum(codes.pick(list(range(k, k + BLOCK // 2)))) for k in (0, BLOCK // 2))
+    for correction in sink.corrections:
+        place = a.corrections + a.corrections_bytes * sink.place(correction) + at * correction.groups
+        for g, total in enumerate([low, high] if correction.groups == 2 else [low + high]):
+            value = total.to(F32) * scale if correction.factor is None else total * correction.factor
+            e.store(value, place + 4 * g)
 
 
 def _tail(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Callable[[Value], Value]) -> None:
@@ -73,7 +81,7 @@ def _share(e: Emitter, count: Value) -> tuple[Value, Value]:
     return count * thread // threads, count * (thread + 1) // threads
 
 
-def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections: tuple[int | str, ...]) -> None:
+def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections: tuple[Correction, ...]) -> None:
     """Program step: x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019).  Record: NORM.
 
     indexed: row i is x[row_index[i]] (int64), which gathers the rows that want logits.
@@ -117,7 +125,7 @@ def _by_block(e: Emitter, sink: Sink, a: Fields, element: Callable[[Value, Value
             _tail(e, sink, a, row, blocks * BLOCK, lambda k: element(row, k, 1))
 
 
-def swiglu(e: Emitter, float32: bool, codes: bool, corrections: tuple[int | str, ...]) -> None:
+def swiglu(e: Emitter, float32: bool, codes: bool, corrections: tuple[Correction, ...]) -> None:
     """Program step: silu(gate) * up, silu(x) = x / (1 + e^-x) (Shazeer 2020).  Record: SWIGLU."""
     a = SWIGLU.read(e, e.args[0])
 
@@ -129,7 +137,7 @@ def swiglu(e: Emitter, float32: bool, codes: bool, corrections: tuple[int | str,
     _by_block(e, Sink(float32, codes, corrections), a, element)
 
 
-def quantize(e: Emitter, float32: bool, codes: bool, corrections: tuple[int | str, ...]) -> None:
+def quantize(e: Emitter, float32: bool, codes: bool, corrections: tuple[Correction, ...]) -> None:
     """Program step: float32 rows -> int8 codes (and a copy, where a float format reads them too).  Record: QUANTIZE."""
     a = QUANTIZE.read(e, e.args[0])
 
@@ -144,16 +152,20 @@ def embed(e: Emitter, name: str) -> None:
     layout = LAYOUTS[name]
     a = EMBED.read(e, e.args[0])
     first, end = _share(e, e.load(a.n_rows, I64))
-    width = e.target.lanes if layout.is_float else BLOCK
-    step_bytes = layout.file_step_bytes() * (width if layout.is_float else 1)
+    wide = e.target.lanes if isinstance(layout, FloatLayout) else layout.step_columns  # columns at a time
     with e.loop(first, end) as row:
         source = a.table + e.load(a.tokens + row * 8, I64) * a.row_bytes
-        out, steps = a.out + row * a.out_stride, a.columns // width
+        out, steps = a.out + row * a.out_stride, a.columns // wide
         with e.loop(0, steps) as i:
-            e.store(element_rows(e, layout, source + i * step_bytes, width), out + i * (4 * width))
-        if layout.is_float:
-            with e.loop(steps * width, a.columns) as k:
-                e.store(element_rows(e, layout, source + k * layout.file_step_bytes(), 1), out + k * 4)
+            target = out + i * (4 * wide)
+            if isinstance(layout, FloatLayout):
+                e.store(load_float(e, layout, source + i * layout.step_bytes(wide), wide), target)
+            else:
+                for part, values in enumerate(block_values(e, layout, source + i * layout.file_step_bytes())):
+                    e.store(values, target + part * (4 * BLOCK))
+        if isinstance(layout, FloatLayout):
+            with e.loop(steps * wide, a.columns) as k:
+                e.store(load_float(e, layout, source + k * layout.file_step_bytes(), 1), out + k * 4)
 
 
 def embed_kernel(name: str) -> Kernel:

@@ -8,13 +8,17 @@ of its blocks in order of k, whatever the batch: results do not depend on thread
 
 from __future__ import annotations
 
-from .emit import F32, I8, I32, I64, Emitter, Value, vec
+from contextlib import nullcontext
+
+from .emit import F32, I8, I32, I64, Emitter, Value, Variable, vec
 from .jit import Kernel
-from .panels import BLOCK, LAYOUTS, Layout, load_float, unpack
+from .layouts import BLOCK, BlockLayout, FloatLayout, Layout
+from .panels import LAYOUTS, load_float, open_block, unpack
 from .records import Fields, Record
 
-# n_rows: address of the count of activation rows.  Strides are bytes from row to row; steps: blocks of 32 columns, or
-# columns for float formats.  scales float32 and corrections int32/float32 are [row, block].
+# n_rows: address of the count of activation rows.  Strides are bytes from row to row; steps: blocks of the weights, or
+# columns for float types.  scales float32 [row, block of 32] with block_stride; corrections int32 or float32
+# [row, block of 32, group], with groups times that stride.
 MATMUL = Record(
     "n_rows", "steps", "x", "x_stride", "scales", "corrections", "block_stride", "token_block", "chunk", "n_matrices",
     "matrices",
@@ -55,7 +59,7 @@ def matmul(e: Emitter, name: str, add: bool) -> None:
         first = chunk.value * a.chunk
         end = e.min(first + a.chunk, w.n_panels)
         p = e.var(first)
-        if layout.is_float:  # one row: several panels at once
+        if isinstance(layout, FloatLayout):  # one row: several panels at once
             with e.when((end_row - first_row).equals(1)), e.repeat_while() as go_on_if_wide:
                 go_on_if_wide(p.value + FLOAT_PANELS <= end)
                 _tile(e, layout, a, w, p.value, first_row, 1, FLOAT_PANELS, add)
@@ -83,16 +87,21 @@ def _tile(
         sums.append([e.var(e.load(out, vec(F32, n)) + bias if add else bias) for out in outs])
     starts = [w.panels + (panel + q) * w.panel_bytes for q in range(panels)]
     rows = [row + m for m in range(tokens)]
-    body = _float_step if layout.is_float else _integer_step
     with e.loop(0, a.steps) as i:
-        for q in range(panels):
-            body(e, layout, a, starts[q] + i * layout.step_bytes(n), rows, i, sums[q])
+        for start, lane_sums in zip(starts, sums, strict=True):
+            step = start + i * layout.step_bytes(n)
+            if isinstance(layout, FloatLayout):
+                _float_step(e, layout, a, step, rows, i, lane_sums)
+            else:
+                _block_step(e, layout, a, step, rows, i, lane_sums)
     for outs, lane_sums in zip(outputs, sums, strict=True):
         for out, total in zip(outs, lane_sums, strict=True):
             e.store(total.value, out)
 
 
-def _float_step(e: Emitter, layout: Layout, a: Fields, step: Value, rows: list[Value], i: Value, sums: list) -> None:
+def _float_step(
+    e: Emitter, layout: FloatLayout, a: Fields, step: Value, rows: list[Value], i: Value, sums: list[Variable]
+) -> None:
     n = e.target.lanes
     weights = load_float(e, layout, step, n)
     for row, total in zip(rows, sums, strict=True):
@@ -100,23 +109,59 @@ def _float_step(e: Emitter, layout: Layout, a: Fields, step: Value, rows: list[V
         total.set(e.fma(weights, x, total.value))
 
 
-def _integer_step(e: Emitter, layout: Layout, a: Fields, step: Value, rows: list[Value], i: Value, sums: list) -> None:
-    n = e.target.lanes
-    if len(rows) == 1:  # bound by memory; past the end of the weights a prefetch does nothing
-        for line in range(0, layout.step_bytes(n), CACHE_LINE):
-            e.prefetch(step + (PREFETCH_BYTES + line))
-    scales, minimums, weights = unpack(e, layout, step)
-    correction = layout.correction(e.target)
-    for row, total in zip(rows, sums, strict=True):
-        codes = a.x + row * a.x_stride + i * BLOCK
-        quads = [e.broadcast(codes + 4 * j, I32, n).view(vec(I8, 4 * n)) for j in range(8)]
-        at = row * a.block_stride + i * 4
-        start = e.broadcast(a.corrections + at, I32, n) if isinstance(correction, int) else e.zero(vec(I32, n))
-        dot = e.target.dot_block(e, start, weights, quads, layout.bound()).to(F32)
-        result = e.fma(dot, scales * e.broadcast(a.scales + at, F32, n), total.value)
-        if minimums is not None:
-            result = e.fma(minimums, e.broadcast(a.corrections + at, F32, n), result)
-        total.set(result)
+def _block_step(
+    e: Emitter, layout: BlockLayout, a: Fields, step: Value, rows: list[Value], i: Value, sums: list[Variable]
+) -> None:
+    n, alone = e.target.lanes, len(rows) == 1
+    header, size = layout.header_bytes(n), layout.part_bytes(n)
+    if alone:
+        _prefetch(e, step, header)
+    scales_of = open_block(e, layout, step)
+    with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
+        codes = step + header + part * size
+        if alone:
+            _prefetch(e, codes, size)
+        scales, minimums = scales_of(part)
+        weights = unpack(e, layout, codes)
+        block = i * layout.parts + part
+        for row, total in zip(rows, sums, strict=True):
+            total.set(_add_block(e, layout, a, row, block, weights, scales, minimums, total.value))
+
+
+def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
+    """A single row is bound by memory: ask for weights that come later (past their end this does nothing)."""
+    for line in range(0, nbytes, CACHE_LINE):
+        e.prefetch(address + (PREFETCH_BYTES + line))
+
+
+def _add_block(
+    e: Emitter, layout: BlockLayout, a: Fields, row: Value, block: Value, weights: list[Value],
+    scales: list[Value], minimums: list[Value], total: Value,
+) -> Value:  # fmt: skip
+    """`total` <n x f32> plus the products of 32 columns of one row with all lanes.
+
+    Groups of 16 columns are two shorter dot products, whose sum the activations' scale multiplies once.
+    """
+    n, groups, correction = e.target.lanes, layout.groups, layout.correction(e.target)
+    codes = a.x + row * a.x_stride + block * BLOCK
+    quads = [e.broadcast(codes + 4 * j, I32, n).view(vec(I8, 4 * n)) for j in range(8)]
+    at = row * a.block_stride + block * 4
+    corrections = [a.corrections + at * groups + 4 * g for g in range(groups)]
+    dots = []
+    for g, place in enumerate(corrections):
+        start = e.zero(vec(I32, n))
+        if correction is not None and correction.factor is not None:
+            start = e.broadcast(place, I32, n)
+        here = slice(g * 8 // groups, (g + 1) * 8 // groups)
+        dots.append(e.target.dot_block(e, start, weights[here], quads[here], layout.bound()).to(F32))
+    scale = e.broadcast(a.scales + at, F32, n)
+    if groups == 1:
+        total = e.fma(dots[0], scales[0] * scale, total)
+    else:
+        total = e.fma(e.fma(dots[1], scales[1], dots[0] * scales[0]), scale, total)
+    for minimum, place in zip(minimums, corrections[: len(minimums)], strict=True):
+        total = e.fma(minimum, e.broadcast(place, F32, n), total)
+    return total
 
 
 def matmul_kernel(name: str, add: bool) -> Kernel:

@@ -1,155 +1,125 @@
 """Weights as the kernels read them.  Enters: rows of GGUF blocks as the file holds them; leaves: panels.
 
-A panel is `lanes` rows interleaved so that one vector load feeds all lanes; decode and prefill read the same panels.
-With n lanes, a block of 32 columns of an integer format is
+A panel is `lanes` rows interleaved so that one vector load feeds all lanes; decode and prefill read the same panels,
+which take as many bytes as the file's rows.  With n lanes, a block of an integer type is
 
-    n float16 scales | n float16 minimums (q4_1, q5_1) | codes | n x 4 bytes of fifth bits (q5_0, q5_1)
+    header: each field of Layout.header, n times | codes of 32 columns | codes of the next 32 | ...
 
-Codes are vectors of 4n bytes: lane i's four bytes are four consecutive columns.  8-bit formats have eight of them
-(columns 4j..4j+3 in vector j); 4- and 5-bit formats have four, whose low nibbles are vector j and high nibbles vector
-j+4.  In the fifth bits, bit j of byte 4i+c is that of column 4j+c of lane i.
-Float formats are `columns x n` elements: column k of all lanes side by side.
+The codes of 32 columns are eight vectors of 4n bytes; vector j holds columns 4j..4j+3 of every lane, in lane i's four
+bytes.  They are stored in planes, one after the other: a plane of w bits is w vectors of 4n bytes, and in each byte
+of its vector i, bits f*w.. are those of vector j = f*w + i.  So 4-bit codes are four vectors, whose low nibbles are
+vectors 0..3 and high nibbles 4..7; a fifth bit is one more, of whose bytes bit j belongs to vector j.
+Float types are `columns x n` elements: column k of all lanes side by side.
 Rows beyond the matrix are zero.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from .emit import F16, F32, I8, I16, I32, Emitter, Value, vec
 from .jit import Kernel
+from .layouts import BLOCK, BlockLayout, FloatLayout, Layout
+from .layouts_32 import IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from .layouts_k import IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from .records import Record
-from .targets import Target
-
-BLOCK = 32  # columns that share one scale
 
 PACK = Record("source", "panels", "rows", "row_bytes", "steps", "n_panels")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one GGUF type looks in the file and in panels.
-
-    bits      4, 5 or 8 for integer codes; 16 or 32 for floats
-    minimum   the block has a minimum beside its scale: w = d*q + m, otherwise w = d*(q - zero)
-    """
-
-    name: str
-    bits: int
-    minimum: bool = False
-    element: object = None  # the LLVM type of a float format's elements in the file
-
-    @property
-    def is_float(self) -> bool:
-        return self.element is not None
-
-    @property
-    def step_columns(self) -> int:
-        """Columns that one step of a kernel's inner loop covers."""
-        return 1 if self.is_float else BLOCK
-
-    @property
-    def zero(self) -> int:
-        """The code that stands for 0 where there is no minimum."""
-        return {4: 8, 5: 16, 8: 0}[self.bits]
-
-    @property
-    def scale_bytes(self) -> int:
-        return 4 if self.minimum else 2
-
-    def file_step_bytes(self) -> int:
-        """Bytes of one row and step in the file."""
-        return self.bits // 8 if self.is_float else self.scale_bytes + BLOCK * self.bits // 8
-
-    def step_bytes(self, lanes: int) -> int:
-        """Bytes of one panel and step."""
-        return self.file_step_bytes() * lanes
-
-    def bound(self) -> int:
-        """The largest code, as `Target.dot_block` wants it."""
-        return 128 if self.bits == 8 else (1 << self.bits) - 1
-
-    def correction(self, target: Target) -> int | str | None:
-        """What the kernel needs of an activation block beside its codes and scale.
-
-        A number f: the int32 f * sum(codes), where integer dots start; "sum": the float32 scale * sum(codes), which
-        the block's minimum multiplies; None: nothing.
-        """
-        if self.is_float:
-            return None
-        if self.minimum:
-            return "sum"
-        factor = -(self.zero if self.bits < 8 else target.weight_offset)
-        return factor or None
-
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        Layout("f32", 32, element=F32),
-        Layout("f16", 16, element=F16),
-        Layout("bf16", 16, element=I16),
-        Layout("q8_0", 8),
-        Layout("q4_0", 4),
-        Layout("q4_1", 4, minimum=True),
-        Layout("q5_0", 5),
-        Layout("q5_1", 5, minimum=True),
+        FloatLayout("f32", F32),
+        FloatLayout("f16", F16),
+        FloatLayout("bf16", I16),
+        Q8_0(), Q4_0(), Q4_1(), Q5_0(), Q5_1(), IQ4_NL(), MXFP4(),
+        Q2_K(), Q3_K(), Q4_K(), Q5_K(), Q6_K(), IQ4_XS(),
     )
-}
+}  # fmt: skip
 
 
-def load_float(e: Emitter, layout: Layout, address: Value, n: int) -> Value:
-    """Read `n` consecutive elements of a float format as float32."""
-    if layout.name == "bf16":
+def load_float(e: Emitter, layout: FloatLayout, address: Value, n: int) -> Value:
+    """Read `n` consecutive elements of a float type as float32."""
+    if layout.element == I16:
         return (e.load(address, vec(I16, n)).zext(I32) << 16).view(vec(F32, n))
     return e.load(address, vec(layout.element, n)).to(F32)
 
 
-def unpack(e: Emitter, layout: Layout, step: Value) -> tuple[Value, Value | None, list[Value]]:
-    """Read one step of an integer panel.
+def _places(planes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """For each plane: its width, the bit of the code where it starts, and a mask of its bits in four codes."""
+    start = 0
+    for width in planes:
+        yield width, start, (((1 << width) - 1) << start) * 0x01010101 if width < 8 else -1
+        start += width
 
-    Returns the scales <n x f32>, the minimums <n x f32> or None, and eight code vectors <4n x i8>; vector j holds
-    columns 4j..4j+3 of every lane, 8-bit codes plus the target's weight_offset.
+
+def _shifted(word: Value, left: int) -> Value:
+    return word << left if left >= 0 else word >> -left
+
+
+def unpack(e: Emitter, layout: BlockLayout, codes: Value) -> list[Value]:
+    """Read the codes of 32 columns of a panel: eight vectors <4n x i8>; of signed types plus target.weight_offset."""
+    n, target = e.target.lanes, e.target
+    vectors: list[Value] = []
+    for width, start, mask in _places(layout.planes):
+        stored = [e.load(codes + 4 * n * i, vec(I32, n)) for i in range(width)]
+        codes = codes + 4 * n * width
+        pieces = [_shifted(stored[j % width], start - j // width * width) & mask for j in range(8)]
+        vectors = [v | p for v, p in zip(vectors, pieces, strict=True)] if vectors else pieces
+    vectors = [v.view(vec(I8, 4 * n)) for v in vectors]
+    if layout.codebook is None:
+        return vectors
+    offset = target.weight_offset if layout.signed else 0
+    table = [(value + offset + 128) % 256 - 128 for value in layout.codebook]
+    return [target.lookup(e, table, v) for v in vectors]
+
+
+def open_block(e: Emitter, layout: BlockLayout, block: Value) -> Callable[[Value], tuple[list[Value], list[Value]]]:
+    """Read the header of a panel's block.
+
+    Returns a function that gives a part's scales and minimums, <n x f32> for each group (minimums: if there are any).
+    Those of a super-block are all computed here and wait on the stack, so that the loop over its parts stays small.
     """
+    n, header = e.target.lanes, []
+    for _, ty in layout.header:
+        header.append(e.load(block, vec(ty, n)))
+        block = block + n * (ty.width // 8)
+    scales, minimums = layout.scales(e, header)
+    if layout.parts == 1:
+        return lambda part: (scales, minimums)
+    size = 4 * n
+    table = e.scratch(size * len(scales + minimums))
+    for i, vector in enumerate(scales + minimums):
+        e.store(vector, table + size * i)
+
+    def of_part(part: Value) -> tuple[list[Value], list[Value]]:
+        at = table + part * (size * layout.groups)
+        firsts = [at, at + size * len(scales)] if minimums else [at]
+        found = [[e.load(first + size * g, vec(F32, n)) for g in range(layout.groups)] for first in firsts]
+        return found[0], found[1] if minimums else []
+
+    return of_part
+
+
+def _pack_block(e: Emitter, layout: BlockLayout, source: Value, panel: Value, lane: Value) -> None:
+    """Copy one row's block from the file to its lane."""
     n = e.target.lanes
-    words, codes = vec(I32, n), step + layout.scale_bytes * n
-    scales = e.load(step, vec(F16, n)).to(F32)
-    minimums = e.load(step + 2 * n, vec(F16, n)).to(F32) if layout.minimum else None
-    if layout.bits == 8:
-        return scales, minimums, [e.load(codes + 4 * n * j, vec(I8, 4 * n)) for j in range(8)]
-    packed = [e.load(codes + 4 * n * j, words) for j in range(4)]
-    vectors = [p & 0x0F0F0F0F for p in packed] + [(p >> 4) & 0x0F0F0F0F for p in packed]
-    if layout.bits == 5:
-        fifth = e.load(codes + 16 * n, words)
-        vectors = [v | ((fifth << (4 - j) if j <= 4 else fifth >> (j - 4)) & 0x10101010) for j, v in enumerate(vectors)]
-    return scales, minimums, [v.view(vec(I8, 4 * n)) for v in vectors]
-
-
-def _fifth_bits(e: Emitter, high: Value) -> Value:
-    """Turn the file's 32 bits (bit i for column i) into the panel's order (byte c, bit j for column 4j+c)."""
-    out = e.const(I32, 0)
-    for column in range(BLOCK):
-        j, c = divmod(column, 4)
-        out = out | (((high >> column) & 1) << (8 * c + j))
-    return out
-
-
-def _pack_step(e: Emitter, layout: Layout, source: Value, panel: Value, lane: Value) -> None:
-    """Copy one row's step from the file to its lane."""
-    n = e.target.lanes
-    if layout.is_float:
-        size = layout.bits // 8
-        e.copy(source, panel + lane * size, I32 if size == 4 else I16)
-        return
-    for i in range(layout.scale_bytes // 2):
-        e.copy(source + 2 * i, panel + 2 * n * i + lane * 2, I16)
-    codes, place = source + layout.scale_bytes, panel + layout.scale_bytes * n + lane * 4
-    if layout.bits == 5:
-        e.store(_fifth_bits(e, e.load(codes, I32)), place + 16 * n)
-        codes = codes + 4
-    shift = 0x01010101 * e.target.weight_offset if layout.bits == 8 else 0
-    for j in range(8 if layout.bits == 8 else 4):
-        e.store(e.load(codes + 4 * j, I32) ^ (shift - (1 << 32) if shift >> 31 else shift), place + 4 * n * j)
+    for offset, ty in layout.header:
+        size = ty.width // 8
+        e.copy(source + offset, panel + lane * size, ty)
+        panel = panel + n * size
+    for part in range(layout.parts):
+        codes = layout.codes(e, source, part)
+        if layout.signed and layout.codebook is None and e.target.weight_offset:
+            codes = codes ^ -128  # adds 128
+        words = codes.view(vec(I32, 8))  # word j: columns 4j..4j+3
+        for width, start, mask in _places(layout.planes):
+            for i in range(width):
+                stored = e.const(I32, 0)
+                for first in range(0, 8, width):
+                    stored = stored | _shifted(words[first + i] & mask, first - start)
+                e.store(stored, panel + lane * 4)
+                panel = panel + 4 * n
 
 
 def pack(e: Emitter, name: str) -> None:
@@ -165,7 +135,11 @@ def pack(e: Emitter, name: str) -> None:
         with e.loop(0, n) as lane:
             row = p * n + lane
             with e.when(row < a.rows), e.loop(0, a.steps) as i:
-                _pack_step(e, layout, a.source + row * a.row_bytes + i * file_bytes, panel + i * step_bytes, lane)
+                source, target = a.source + row * a.row_bytes + i * file_bytes, panel + i * step_bytes
+                if isinstance(layout, FloatLayout):
+                    e.copy(source, target + lane * file_bytes, layout.element)
+                else:
+                    _pack_block(e, layout, source, target, lane)
 
 
 def pack_kernel(name: str) -> Kernel:
@@ -173,24 +147,21 @@ def pack_kernel(name: str) -> Kernel:
     return Kernel(pack, (name,))
 
 
-def element_rows(e: Emitter, layout: Layout, address: Value, n: int = BLOCK) -> Value:
-    """Read `n` (32 for block formats) consecutive columns of one row as the file holds them, as <n x f32>."""
-    if layout.is_float:
-        return load_float(e, layout, address, n)
-    scale = e.load(address, F16).to(F32).splat(BLOCK)
-    codes = address + layout.scale_bytes
-    if layout.bits == 8:
-        return e.load(codes, vec(I8, BLOCK)).to(I32).to(F32) * scale
-    if layout.bits == 5:
-        high, codes = e.load(codes, I32), codes + 4
-    nibbles = e.load(codes, vec(I8, BLOCK // 2))
-    both = (nibbles & 15).pick(list(range(BLOCK)), nibbles >> 4).zext(I32)
-    if layout.bits == 5:
-        both = both | (((high.splat(BLOCK) >> e.const(vec(I32, BLOCK), list(range(BLOCK)))) & 1) << 4)
-    if layout.minimum:
-        minimum = e.load(address + 2, F16).to(F32).splat(BLOCK)
-        return e.fma(both.to(F32), scale, minimum)
-    return (both - layout.zero).to(F32) * scale
+def block_values(e: Emitter, layout: BlockLayout, block: Value) -> Iterator[Value]:
+    """Read a block of one row as the file holds it: <32 x f32> for each part."""
+    scales, minimums = layout.scales(e, [e.load(block + offset, ty) for offset, ty in layout.header])
+
+    def spread(groups: list[Value]) -> Value:
+        first, last = groups[0].splat(BLOCK), groups[-1].splat(BLOCK)
+        return first.pick([k if k < BLOCK // 2 else BLOCK + k for k in range(BLOCK)], last)
+
+    for part in range(layout.parts):
+        codes = layout.codes(e, block, part)
+        if layout.codebook is not None:
+            codes = e.target.lookup(e, list(layout.codebook), codes)
+        here = slice(part * layout.groups, (part + 1) * layout.groups)
+        values = (codes.to(I32) - layout.zero).to(F32) * spread(scales[here])
+        yield values + spread(minimums[here]) if minimums else values
 
 
 def n_panels(rows: int, lanes: int) -> int:

@@ -1,7 +1,8 @@
 """Instruction sets.  Enters: the host's CPU name and features; leaves: a `Target` that the emitter writes code for.
 
-A target is its vector width in 32-bit lanes, its tile height (activation rows of one micro-kernel call) and its dot
-product of unsigned or signed weight bytes with signed activation bytes.  LLVM picks every other instruction.
+A target is its vector width in 32-bit lanes, its tile height (activation rows of one micro-kernel call), its dot
+product of unsigned or signed weight bytes with signed activation bytes, and its look-up of bytes in a table of 16.
+LLVM picks every other instruction.
 `HALFBYTE_TARGET` names another target than the host's best one.
 """
 
@@ -44,6 +45,14 @@ class Target:
         """
         raise NotImplementedError
 
+    def lookup(self, e: Emitter, table: list[int], indices: Value) -> Value:
+        """table[i] for each byte i, 0..15, of `indices`; the table's 16 numbers are -128..127."""
+        level = [e.const(indices.type, number) for number in table]
+        for bit in range(4):
+            odd = (indices & (1 << bit)).differs(0)
+            level = [e.select(odd, b, a) for a, b in zip(level[::2], level[1::2], strict=True)]
+        return level[0]
+
     def pause(self, e: Emitter) -> None:
         """Tell the CPU that this is a spinning loop."""
         if "x86" in llvm.get_process_triple():
@@ -78,7 +87,15 @@ class Target:
         return Value(e, e.b.trunc((half | sign).ir, i16)).view(ty)
 
 
-class _Vnni(Target):
+class _X86(Target):
+    """vpshufb looks up 16 bytes at a time, within each 128 bits."""
+
+    def lookup(self, e: Emitter, table: list[int], indices: Value) -> Value:
+        name = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"}[indices.lanes]
+        return e.call(f"llvm.x86.{name}", indices.type, [e.const(indices.type, table * (indices.lanes // 16)), indices])
+
+
+class _Vnni(_X86):
     """vpdpbusd: four u8*s8 products added to an i32 lane, no saturation."""
 
     weight_offset = 128
@@ -107,7 +124,7 @@ class AvxVnni(_Vnni):
     _instruction = "llvm.x86.avx512.vpdpbusd.256"
 
 
-class Avx2(Target):
+class Avx2(_X86):
     """vpmaddubsw + vpmaddwd: pairs of products are summed in 16 bits, which must not saturate."""
 
     name = "avx2"
@@ -139,16 +156,20 @@ class Portable(Target):
     """Plain widening arithmetic on 128-bit vectors: any CPU that LLVM knows."""
 
     name = "portable"
-    withholds = ("avx", "amx", "f16c", "fma")
+    withholds = ("avx", "amx", "f16c", "fma", "vaes", "vpclmulqdq", "sha512", "sm3", "sm4")  # all of AVX: some imply it
     lanes, tile = 4, 4
     has_half = False
 
     def dot_block(self, e: Emitter, start: Value, weights: list[Value], quads: list[Value], bound: int) -> Value:
         total = start
-        for w, x in zip(weights, quads, strict=True):
-            products = w.to(I16) * x.to(I16)  # |128 * 127| fits
+        group = 32767 // (ACTIVATION_MAX * bound)  # how many products fit one 16-bit word: 2 of 8 bits, 4 of 6, 17 of 4
+        for first in range(0, len(weights), group):
+            pairs = zip(weights[first : first + group], quads[first : first + group], strict=True)
+            partial, *others = [w.to(I16) * x.to(I16) for w, x in pairs]
+            for products in others:
+                partial = partial + products
             for c in range(4):
-                total = total + products.pick([4 * lane + c for lane in range(self.lanes)]).to(I32)
+                total = total + partial.pick([4 * lane + c for lane in range(self.lanes)]).to(I32)
         return total
 
 

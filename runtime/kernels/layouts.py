@@ -1,0 +1,133 @@
+"""What a weight type is to the kernels.  Enters: what a type declares; leaves: sizes, and the sums its products need.
+
+A `FloatLayout` is its elements.  A `BlockLayout` is made of blocks, each of `parts` times 32 columns: a header, from
+which the scales are computed, and codes of a few bits.  A type (layouts_32.py, layouts_k.py) says where the file has
+the fields of its header and its codes, and how scales come of the header; all else follows from its declarations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .emit import F16, F32, I8, Emitter, Value, vec
+
+if TYPE_CHECKING:
+    from .targets import Target
+
+BLOCK = 32  # columns that share an activation scale: one part of a weight block
+
+
+@dataclass(frozen=True, repr=False)
+class Correction:
+    """What a kernel needs of 32 activations beside their codes and scale, for each of `groups` groups of columns.
+
+    factor    the int32 factor * sum(codes), where integer dots start, so that the code `-factor` counts as zero;
+              None: the float32 scale * sum(codes), which the group's minimum multiplies
+    """
+
+    factor: int | None
+    groups: int = 1
+
+    def __repr__(self) -> str:  # part of a kernel's name
+        return f"{'sum' if self.factor is None else self.factor}x{self.groups}"
+
+
+@dataclass(frozen=True)
+class FloatLayout:
+    """A type without blocks: `element` is what the file holds of a column (bf16: the int16 of its bits)."""
+
+    name: str
+    element: Any
+    is_float: ClassVar[bool] = True
+    step_columns: ClassVar[int] = 1
+
+    def file_step_bytes(self) -> int:
+        """Bytes of one column of one row in the file."""
+        return 4 if self.element == F32 else 2
+
+    def step_bytes(self, lanes: int) -> int:
+        """Bytes of one column of a panel."""
+        return self.file_step_bytes() * lanes
+
+    def correction(self, target: Target) -> None:
+        """Products with float32 rows need no correction."""
+
+
+class BlockLayout:
+    """A type of integer codes: w = scale * (code - zero), or scale * code + minimum.
+
+    header    (offset in the file's block, element type) of the fields that make the scales
+    planes    widths of the pieces that a code is stored in, its lowest bits first
+    parts     parts of 32 columns in a block;  groups: scales (and minimums) in a part, each of 32/groups columns
+    codebook  what each code stands for, when it is not itself
+    signed    values are -128..127, not 0..255: x86 wants them stored with the target's weight_offset
+    """
+
+    name: ClassVar[str]
+    header: ClassVar[tuple[tuple[int, Any], ...]]
+    planes: ClassVar[tuple[int, ...]]
+    parts: ClassVar[int] = 1
+    groups: ClassVar[int] = 1
+    zero: ClassVar[int] = 0
+    minimum: ClassVar[bool] = False
+    codebook: ClassVar[tuple[int, ...] | None] = None
+    signed: ClassVar[bool] = False
+    is_float: ClassVar[bool] = False
+
+    def scales(self, e: Emitter, header: list[Value]) -> tuple[list[Value], list[Value]]:
+        """Compute float32 scales and minimums, parts * groups of each (no minimums where the type has none).
+
+        The fields of the header are scalars of one row or vectors of a panel's lanes; so are the results, and they
+        are exact: 11 bits of a float16 times at most 8 of an integer.
+        """
+        raise NotImplementedError
+
+    def codes(self, e: Emitter, block: Value, part: int) -> Value:
+        """Read the codes of 32 columns of the file's block at address `block`, as <32 x i8> in order of columns."""
+        raise NotImplementedError
+
+    @property
+    def step_columns(self) -> int:
+        """Columns of one block: one step of a kernel's outer loop."""
+        return BLOCK * self.parts
+
+    def header_bytes(self, lanes: int) -> int:
+        return sum(ty.width // 8 for _, ty in self.header) * lanes
+
+    def part_bytes(self, lanes: int) -> int:
+        """Bytes of the codes of 32 columns."""
+        return BLOCK // 8 * sum(self.planes) * lanes
+
+    def step_bytes(self, lanes: int) -> int:
+        """Bytes of one block of a panel."""
+        return self.header_bytes(lanes) + self.parts * self.part_bytes(lanes)
+
+    def file_step_bytes(self) -> int:
+        """Bytes of one block of one row in the file: panels are not larger."""
+        return self.step_bytes(1)
+
+    def bound(self) -> int:
+        """The largest value of a code, as `Target.dot_block` wants it."""
+        return 128 if self.signed else max(self.codebook or [(1 << sum(self.planes)) - 1])
+
+    def correction(self, target: Target) -> Correction | None:
+        """What products with this type need of the activations."""
+        if self.minimum:
+            return Correction(None, self.groups)
+        zero = target.weight_offset if self.signed else self.zero
+        return Correction(-zero, self.groups) if zero else None
+
+
+Layout = FloatLayout | BlockLayout
+
+
+def half(bits: Value) -> Value:
+    """The float32 of a float16's bits."""
+    return bits.view(vec(F16, bits.lanes)).to(F32)
+
+
+def nibbles(e: Emitter, address: Value) -> Value:
+    """Read 16 bytes: the codes of columns 0..15 are their low nibbles, those of columns 16..31 the high ones."""
+    both = e.load(address, vec(I8, BLOCK // 2))
+    return (both & 15).pick(list(range(BLOCK)), both >> 4)

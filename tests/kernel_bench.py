@@ -1,0 +1,90 @@
+"""A bench for kernels: two threads, one target, and y = x @ w.T through pack, quantize and matmul."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from halfbyte.runtime.engine.threads import ThreadPool
+from halfbyte.runtime.kernels import elementwise as ew
+from halfbyte.runtime.kernels.jit import Kernel, Library
+from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel
+from halfbyte.runtime.kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
+from halfbyte.runtime.kernels.targets import TARGETS, host_features, make_target
+
+RUNNABLE = [t.name for t in TARGETS.values() if all(host_features().get(f, False) for f in t.requires)]
+
+
+class Bench:
+    """Two threads and the kernels of one target."""
+
+    def __init__(self, target: str):
+        self.library = Library(make_target(target))
+        self.pool = ThreadPool(self.library, 2)
+        self.lanes = self.library.target.lanes
+
+    def run(self, kernel: Kernel, record: np.ndarray) -> None:
+        self.pool.run(np.array([[self.library.address(kernel), record.ctypes.data]], np.int64))
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+class Product:
+    """y = x @ w.T through pack, quantize and matmul."""
+
+    def __init__(self, bench: Bench, name: str, raw: np.ndarray, columns: int, rows_max: int):
+        """raw: uint8 [rows, row bytes] of GGUF type `name`, as a file holds it."""
+        self.bench, self.layout, self.columns = bench, LAYOUTS[name], columns
+        self.rows, self.name = len(raw), name
+        raw.flags.writeable = False  # as a mapped file
+        count, steps = n_panels(self.rows, bench.lanes), columns // self.layout.step_columns
+        self.panel_bytes, self.count, self.steps = steps * self.layout.step_bytes(bench.lanes), count, steps
+        self.panels = np.zeros(count * self.panel_bytes, np.uint8)
+        bench.run(
+            pack_kernel(name),
+            PACK.make(
+                source=address(raw), panels=address(self.panels), rows=self.rows, row_bytes=raw.shape[1], steps=steps,
+                n_panels=count,
+            ),
+        )  # fmt: skip
+        blocks = max(columns // 32, 1)
+        self.codes = np.zeros((rows_max, columns), np.int8)
+        self.scales = np.zeros((rows_max, blocks), np.float32)
+        self.corrections = np.zeros((rows_max, 2 * blocks), np.int32)  # for two groups, at most
+
+    def quantize(self, x: np.ndarray) -> np.ndarray:
+        """Fill codes, scales, corrections; return float64 what they stand for (x itself for float formats)."""
+        if self.layout.is_float:
+            return x.astype(np.float64)
+        correction = self.layout.correction(self.bench.library.target)
+        sink = ew.Sink(False, True, () if correction is None else (correction,))
+        n = np.array([len(x)], np.int64)
+        record = ew.QUANTIZE.make(
+            n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=self.columns, out=0, out_stride=0,
+            codes=address(self.codes), codes_stride=self.columns, scales=address(self.scales),
+            corrections=address(self.corrections), corrections_bytes=0, block_stride=self.scales.strides[0],
+        )  # fmt: skip
+        self.bench.run(ew.quantize_kernel(sink), record)
+        blocks = self.codes[: len(x)].reshape(len(x), -1, 32)
+        return (blocks * self.scales[: len(x), :, None].astype(np.float64)).reshape(len(x), -1)
+
+    def __call__(self, x: np.ndarray, y: np.ndarray, add: bool = False, bias: np.ndarray | None = None) -> np.ndarray:
+        """Multiply all rows of `x`; `y` float32 [n, >= panels * lanes]."""
+        n, zeros = np.array([len(x)], np.int64), np.zeros(64, np.float32)
+        matrices = MATRIX.make(
+            panels=address(self.panels), panel_bytes=self.panel_bytes, n_panels=self.count,
+            n_chunks=-(-self.count // 3), y=address(y), y_stride=y.strides[0],
+            bias=address(zeros if bias is None else bias), bias_step=0 if bias is None else 4 * self.bench.lanes,
+        )  # fmt: skip
+        source = x if self.layout.is_float else self.codes
+        record = MATMUL.make(
+            n_rows=address(n), steps=self.steps, x=address(source), x_stride=source.strides[0],
+            scales=address(self.scales), corrections=address(self.corrections), block_stride=self.scales.strides[0],
+            token_block=8, chunk=3, n_matrices=1, matrices=address(matrices),
+        )  # fmt: skip
+        self.bench.run(matmul_kernel(self.name, add), record)
+        return y[:, : self.rows]
+
+    def output(self, n: int) -> np.ndarray:
+        return np.zeros((n, self.count * self.bench.lanes), np.float32)
