@@ -6,6 +6,7 @@ import numpy as np
 
 from halfbyte.runtime.engine.threads import ThreadPool
 from halfbyte.runtime.kernels import elementwise as ew
+from halfbyte.runtime.kernels.activations import Sink
 from halfbyte.runtime.kernels.jit import Kernel, Library
 from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel
 from halfbyte.runtime.kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
@@ -20,7 +21,7 @@ class Bench:
     def __init__(self, target: str):
         self.library = Library(make_target(target))
         self.pool = ThreadPool(self.library, 2)
-        self.lanes = self.library.target.lanes
+        self.lanes, self.tile = self.library.target.lanes, self.library.target.tile
 
     def run(self, kernel: Kernel, record: np.ndarray) -> None:
         self.pool.run(np.array([[self.library.address(kernel), record.ctypes.data]], np.int64))
@@ -28,6 +29,21 @@ class Bench:
 
 def address(array: np.ndarray) -> int:
     return int(array.ctypes.data)
+
+
+def tile_codes(tiles: np.ndarray, tile: int) -> np.ndarray:
+    """The codes of tiles, uint8 [n_tiles, n_blocks, record bytes], as int8 [n_tiles, tile, n_blocks, 32]."""
+    return _rows(tiles, tile)[..., :32].view(np.int8)
+
+
+def tile_scales(tiles: np.ndarray, tile: int) -> np.ndarray:
+    """The scales of tiles as float32 [n_tiles, tile, n_blocks]."""
+    return np.ascontiguousarray(_rows(tiles, tile)[..., 32:]).view(np.float32)[..., 0]
+
+
+def _rows(tiles: np.ndarray, tile: int) -> np.ndarray:
+    """The rows' codes and scales, uint8 [n_tiles, tile, n_blocks, 36]."""
+    return tiles[:, :, : 36 * tile].reshape(*tiles.shape[:2], tile, 36).swapaxes(1, 2)
 
 
 class Product:
@@ -48,26 +64,24 @@ class Product:
                 n_panels=count,
             ),
         )  # fmt: skip
-        blocks = max(columns // 32, 1)
-        self.codes = np.zeros((rows_max, columns), np.int8)
-        self.scales = np.zeros((rows_max, blocks), np.float32)
-        self.corrections = np.zeros((rows_max, 2 * blocks), np.int32)  # for two groups, at most
+        correction = self.layout.correction(bench.library.target)
+        self.sink = Sink(False, True, () if correction is None else (correction,))
+        self.correction = 0 if correction is None else self.sink.correction_at(correction, bench.tile)
+        self.block_stride = self.sink.block_bytes(bench.tile)
+        self.codes = np.zeros((-(-rows_max // bench.tile), max(columns // 32, 1), self.block_stride), np.uint8)
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
         """Fill codes, scales, corrections; return float64 what they stand for (x itself for float formats)."""
         if self.layout.is_float:
             return x.astype(np.float64)
-        correction = self.layout.correction(self.bench.library.target)
-        sink = ew.Sink(False, True, () if correction is None else (correction,))
-        n = np.array([len(x)], np.int64)
+        n, tile = np.array([len(x)], np.int64), self.bench.tile
         record = ew.QUANTIZE.make(
             n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=self.columns, out=0, out_stride=0,
-            codes=address(self.codes), codes_stride=self.columns, scales=address(self.scales),
-            corrections=address(self.corrections), corrections_bytes=0, block_stride=self.scales.strides[0],
+            codes=address(self.codes), tile_stride=self.codes.strides[0], block_stride=self.block_stride,
         )  # fmt: skip
-        self.bench.run(ew.quantize_kernel(sink), record)
-        blocks = self.codes[: len(x)].reshape(len(x), -1, 32)
-        return (blocks * self.scales[: len(x), :, None].astype(np.float64)).reshape(len(x), -1)
+        self.bench.run(ew.quantize_kernel(self.sink), record)
+        values = tile_codes(self.codes, tile) * tile_scales(self.codes, tile).astype(np.float64)[..., None]
+        return values.reshape(-1, self.columns)[: len(x)]
 
     def __call__(self, x: np.ndarray, y: np.ndarray, add: bool = False, bias: np.ndarray | None = None) -> np.ndarray:
         """Multiply all rows of `x`; `y` float32 [n, >= panels * lanes]."""
@@ -80,8 +94,8 @@ class Product:
         source = x if self.layout.is_float else self.codes
         record = MATMUL.make(
             n_rows=address(n), steps=self.steps, x=address(source), x_stride=source.strides[0],
-            scales=address(self.scales), corrections=address(self.corrections), block_stride=self.scales.strides[0],
-            token_block=8, chunk=3, n_matrices=1, matrices=address(matrices),
+            block_stride=self.block_stride, correction=self.correction, token_block=self.bench.tile, chunk=3,
+            n_matrices=1, matrices=address(matrices),
         )  # fmt: skip
         self.bench.run(matmul_kernel(self.name, add), record)
         return y[:, : self.rows]

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import gguf
 import numpy as np
 import pytest
-from kernel_bench import RUNNABLE, Bench, Product, address
+from kernel_bench import RUNNABLE, Bench, Product, address, tile_codes, tile_scales
 
 from halfbyte.errors import UnsupportedError
 from halfbyte.quant.formats import FORMATS
 from halfbyte.runtime.kernels import elementwise as ew
+from halfbyte.runtime.kernels.activations import Sink
 from halfbyte.runtime.kernels.emit import F16, F32, Emitter, vec
 from halfbyte.runtime.kernels.jit import Kernel, assembly
 from halfbyte.runtime.kernels.layouts import Correction
@@ -99,13 +100,11 @@ def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
     x = (rng.standard_normal((5, 96)) * np.array([[1], [1e-3], [300], [1], [1]])).astype(np.float32)
     x[3, 32:64] = 0
     n = np.array([5], np.int64)
-    codes, scales = np.zeros((5, 96), np.int8), np.zeros((5, 3), np.float32)
-    corrections = np.zeros((4, 5, 3), np.int32)
-    sink = ew.Sink(False, True, (Correction(-8), Correction(-32, 2), Correction(None)))
+    sink, tile = Sink(False, True, (Correction(-8), Correction(-32, 2), Correction(None))), bench.tile
+    tiles = np.zeros((-(-5 // tile), 3, sink.block_bytes(tile)), np.uint8)
     record = ew.QUANTIZE.make(
-        n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=96, out=0, out_stride=0, codes=address(codes),
-        codes_stride=96, scales=address(scales), corrections=address(corrections),
-        corrections_bytes=corrections[0].nbytes, block_stride=12,
+        n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=96, out=0, out_stride=0, codes=address(tiles),
+        tile_stride=tiles.strides[0], block_stride=tiles.strides[1],
     )  # fmt: skip
     bench.run(ew.quantize_kernel(sink), record)
     blocks = x.reshape(5, 3, 32)
@@ -113,14 +112,19 @@ def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
     with np.errstate(divide="ignore"):
         inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
     want = np.rint(blocks * inverse[..., None]).astype(np.int8)
-    np.testing.assert_array_equal(codes.reshape(5, 3, 32), want)
+    np.testing.assert_array_equal(tile_codes(tiles, tile).reshape(-1, 3, 32)[:5], want)
     rounded = (largest * np.float32(1 / 127)).astype(np.float16).astype(np.float32)
-    np.testing.assert_array_equal(scales, rounded)
+    np.testing.assert_array_equal(tile_scales(tiles, tile).reshape(-1, 3)[:5], rounded)
     totals = want.astype(np.int32).sum(axis=2)
+    # int32 [tile, block, correction's group, row] -> [group, row, block]
+    corrections = tiles[:, :, 36 * tile :].copy().view(np.int32).reshape(-1, 3, 4, tile)
+    corrections = corrections.transpose(2, 0, 3, 1).reshape(4, -1, 3)[:, :5]
     np.testing.assert_array_equal(corrections[0], -8 * totals)
     halves = want.reshape(5, 3, 2, 16).astype(np.int32).sum(axis=3)
-    np.testing.assert_array_equal(corrections[1:3].reshape(5, 3, 2), -32 * halves)
-    np.testing.assert_array_equal(corrections[3].view(np.float32), (totals * rounded).astype(np.float32))
+    np.testing.assert_array_equal(corrections[1:3], np.moveaxis(-32 * halves, 2, 0))
+    np.testing.assert_array_equal(
+        np.ascontiguousarray(corrections[3]).view(np.float32), (totals * rounded).astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize("columns", [64, 172, 8])
@@ -131,12 +135,12 @@ def test_rms_norm(bench: Bench, columns: int) -> None:
     weight[:columns] = rng.standard_normal(columns)
     n, index = np.array([3], np.int64), np.array([6, 0, 2], np.int64)
     out = np.zeros((3, columns), np.float32)
-    nothing = dict.fromkeys(("codes", "codes_stride", "scales", "corrections", "corrections_bytes", "block_stride"), 0)
+    nothing = dict.fromkeys(("codes", "tile_stride", "block_stride"), 0)
     record = ew.NORM.make(
         n_rows=address(n), row_index=address(index), x=address(x), x_stride=x.strides[0], columns=columns,
         weight=address(weight), epsilon=1e-5, out=address(out), out_stride=out.strides[0], **nothing,
     )  # fmt: skip
-    bench.run(ew.norm_kernel(ew.Sink(True, False), indexed=True), record)
+    bench.run(ew.norm_kernel(Sink(True, False), indexed=True), record)
     picked = x[index].astype(np.float64)
     want = picked / np.sqrt((picked**2).mean(axis=1, keepdims=True) + 1e-5) * weight[:columns]
     np.testing.assert_allclose(out, want, rtol=3e-6, atol=1e-6)
@@ -147,12 +151,12 @@ def test_swiglu(bench: Bench, columns: int) -> None:
     rng = np.random.default_rng(6)
     gate, up = (rng.standard_normal((3, columns)).astype(np.float32) * 20 for _ in range(2))
     out, n = np.zeros((3, columns), np.float32), np.array([3], np.int64)
-    nothing = dict.fromkeys(("codes", "codes_stride", "scales", "corrections", "corrections_bytes", "block_stride"), 0)
+    nothing = dict.fromkeys(("codes", "tile_stride", "block_stride"), 0)
     record = ew.SWIGLU.make(
         n_rows=address(n), gate=address(gate), up=address(up), x_stride=gate.strides[0], columns=columns,
         out=address(out), out_stride=out.strides[0], **nothing,
     )  # fmt: skip
-    bench.run(ew.swiglu_kernel(ew.Sink(True, False)), record)
+    bench.run(ew.swiglu_kernel(Sink(True, False)), record)
     g = gate.astype(np.float64)
     np.testing.assert_allclose(out, g / (1 + np.exp(-g)) * up, rtol=3e-6, atol=1e-30)
 

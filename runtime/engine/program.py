@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..kernels import attention as attn
 from ..kernels import elementwise as ew
+from ..kernels.activations import Sink
 from ..kernels.jit import Kernel, Library
 from ..kernels.layouts import BLOCK
 from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
@@ -40,29 +41,28 @@ class Rows:
 
 @dataclass(frozen=True)
 class Activations:
-    """What a linear layer reads: float32 rows, int8 codes with scales and corrections, or both (ew.Sink)."""
+    """What a linear layer reads: float32 rows, tiles of int8 codes, or both (kernels/activations.py)."""
 
-    sink: ew.Sink
+    sink: Sink
     columns: int
     rows: Rows | None
     codes: Memory | None
-    scales: Memory | None
-    corrections: Memory | None
-    max_rows: int
+    block_stride: int
 
     def fields(self) -> dict[str, int]:
         """The record fields of the kernel that writes this."""
-        block_stride = 4 * (self.columns // BLOCK)
         return {
             "out": self.rows.address if self.rows else 0,
             "out_stride": self.rows.stride if self.rows else 0,
             "codes": self.codes.address if self.codes else 0,
-            "codes_stride": self.columns,
-            "scales": self.scales.address if self.scales else 0,
-            "corrections": self.corrections.address if self.corrections else 0,
-            "corrections_bytes": self.max_rows * block_stride,
-            "block_stride": block_stride,
+            "tile_stride": self.tile_stride,
+            "block_stride": self.block_stride,
         }
+
+    @property
+    def tile_stride(self) -> int:
+        """Bytes from one tile of rows to the next."""
+        return self.columns // BLOCK * self.block_stride
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Builder:
     def __init__(self, library: Library, threads: int, inputs: StepInputs, pool: PagePool, max_outputs: int):
         self._library, self._threads, self._inputs, self._pool = library, threads, inputs, pool
         self._max_rows, self._max_outputs = inputs.max_rows, max_outputs
-        self._lanes = library.target.lanes
+        self._lanes, self._tile = library.target.lanes, library.target.tile
         self._calls: list[tuple[Kernel, NDArray[np.int64]]] = []
         self._keep: list[object] = [inputs, pool]
         self._buffers: dict[tuple[object, ...], object] = {}
@@ -100,21 +100,20 @@ class Builder:
 
     def _activations(self, use: str, columns: int, into: tuple[Matrix, ...]) -> Activations:
         corrections = dict.fromkeys(c for m in into if (c := m.layout.correction(self._library.target)) is not None)
-        sink = ew.Sink(
+        sink = Sink(
             float32=any(m.layout.is_float for m in into),
             codes=any(not m.layout.is_float for m in into),
             corrections=tuple(corrections),
         )
         key = (use, columns, self._rows_now, sink)
         if key not in self._buffers:
-            n, blocks = self._rows_now, columns // BLOCK
+            block_stride = sink.block_bytes(self._tile)
+            n_tiles = -(-self._rows_now // self._tile)
             self._buffers[key] = Activations(
                 sink, columns,
                 rows=self._rows(use, columns) if sink.float32 else None,
-                codes=Memory(n * columns, use) if sink.codes else None,
-                scales=Memory(n * blocks * 4, use) if sink.codes else None,
-                corrections=Memory(n * blocks * 4 * sum(c.groups for c in corrections), use) if corrections else None,
-                max_rows=n,
+                codes=Memory(n_tiles * (columns // BLOCK) * block_stride, use) if sink.codes else None,
+                block_stride=block_stride,
             )  # fmt: skip
         activations = self._buffers[key]
         assert isinstance(activations, Activations)
@@ -185,22 +184,20 @@ class Builder:
             for w, y in pairs
         ])  # fmt: skip
         self._keep.append(matrices)
-        tile = self._library.target.tile
+        correction = layout.correction(self._library.target)
         if layout.is_float:
             assert x.rows is not None
             source, stride, row_bytes = x.rows.address, x.rows.stride, 4 * x.columns
         else:
             assert x.codes is not None
-            source, stride, row_bytes = x.codes.address, x.columns, x.columns + x.columns // 4
-        fields = x.fields()
-        correction = layout.correction(self._library.target)
-        place = x.sink.place(correction) if correction is not None else 0
+            source, stride, row_bytes = x.codes.address, x.tile_stride, x.tile_stride // self._tile
         self._add(
             matmul_kernel(layout.name, add),
             MATMUL.make(
                 n_rows=self._count[self._counted], steps=x.columns // layout.step_columns, x=source, x_stride=stride,
-                scales=fields["scales"], corrections=fields["corrections"] + place * fields["corrections_bytes"],
-                block_stride=fields["block_stride"], token_block=max(tile, L2_BYTES // row_bytes // tile * tile),
+                block_stride=x.block_stride,
+                correction=x.sink.correction_at(correction, self._tile) if correction is not None else 0,
+                token_block=max(self._tile, L2_BYTES // row_bytes // self._tile * self._tile),
                 chunk=chunk, n_matrices=len(pairs), matrices=int(matrices.ctypes.data),
             ),
         )  # fmt: skip
@@ -235,7 +232,7 @@ class Builder:
         if not ready.sink.codes:
             return ready  # the rows themselves
         self._add(
-            ew.quantize_kernel(ew.Sink(False, True, ready.sink.corrections)),
+            ew.quantize_kernel(Sink(False, True, ready.sink.corrections)),
             ew.QUANTIZE.make(
                 n_rows=self._count[N_ROWS], x=out.address, x_stride=out.stride, columns=out.columns, **ready.fields()
             ),

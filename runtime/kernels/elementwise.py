@@ -1,70 +1,21 @@
-"""Everything that works row by row.  Enters: float32 rows; leaves: float32 rows or the int8 codes that matmul reads.
-
-A kernel's result goes to a `Sink`: float32 rows, or blocks of 32 int8 codes with a scale (absmax / 127 rounded to
-float16, as llama.cpp's Q8_0, so that both pick the same tokens) and the corrections that the consuming types want, or
-both.
-"""
+"""Everything that works row by row.  Enters: float32 rows; leaves: float32 rows or the int8 codes that matmul reads
+(activations.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from .emit import F16, F32, I8, I32, I64, Emitter, Value, vec
+from .activations import SINK_FIELDS, Sink, put
+from .emit import F32, I64, Emitter, Value, vec
 from .jit import Kernel
 from .layouts import BLOCK, Correction, FloatLayout
 from .panels import LAYOUTS, block_values, load_float
 from .records import Fields, Record
-from .targets import ACTIVATION_MAX
-
-# float32 rows `out` of out_stride bytes; int8 rows `codes` of codes_stride; scales float32 [row, block] with
-# block_stride bytes a row; one array after the other of corrections [row, block, group], groups times as many bytes a
-# row and groups * corrections_bytes in all.
-_SINK = ("out", "out_stride", "codes", "codes_stride", "scales", "corrections", "corrections_bytes", "block_stride")
 
 EMBED = Record("n_rows", "tokens", "table", "row_bytes", "columns", "out", "out_stride")
-NORM = Record("n_rows", "row_index", "x", "x_stride", "columns", "weight", "epsilon", *_SINK)
-SWIGLU = Record("n_rows", "gate", "up", "x_stride", "columns", *_SINK)
-QUANTIZE = Record("n_rows", "x", "x_stride", "columns", *_SINK)
-
-
-@dataclass(frozen=True)
-class Sink:
-    """Which outputs a kernel writes: float32 rows, and int8 codes with these corrections."""
-
-    float32: bool
-    codes: bool
-    corrections: tuple[Correction, ...] = ()
-
-    def params(self) -> tuple[bool, bool, tuple[Correction, ...]]:
-        return self.float32, self.codes, self.corrections
-
-    def place(self, correction: Correction) -> int:
-        """Where the array of `correction` starts, in units of corrections_bytes."""
-        return sum(before.groups for before in self.corrections[: self.corrections.index(correction)])
-
-
-def _put(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x: Value) -> None:
-    """Write one block <32 x f32> of a row to the sink."""
-    if sink.float32:
-        e.store(x, a.out + row * a.out_stride + block * (4 * BLOCK))
-    if not sink.codes:
-        return
-    largest = e.largest(e.abs(x))
-    positive = largest > 0.0
-    inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, largest, 1.0), 0.0)
-    codes = e.round(x * inverse.splat(BLOCK)).to(I32)
-    scale = (largest * (1.0 / ACTIVATION_MAX)).to(F16).to(F32)
-    at = row * a.block_stride + block * 4
-    e.store(codes.to(I8), a.codes + row * a.codes_stride + block * BLOCK)
-    e.store(scale, a.scales + at)
-    if sink.corrections:
-        low, high = (e.sum(codes.pick(list(range(k, k + BLOCK // 2)))) for k in (0, BLOCK // 2))
-    for correction in sink.corrections:
-        place = a.corrections + a.corrections_bytes * sink.place(correction) + at * correction.groups
-        for g, total in enumerate([low, high] if correction.groups == 2 else [low + high]):
-            value = total.to(F32) * scale if correction.factor is None else total * correction.factor
-            e.store(value, place + 4 * g)
+NORM = Record("n_rows", "row_index", "x", "x_stride", "columns", "weight", "epsilon", *SINK_FIELDS)
+SWIGLU = Record("n_rows", "gate", "up", "x_stride", "columns", *SINK_FIELDS)
+QUANTIZE = Record("n_rows", "x", "x_stride", "columns", *SINK_FIELDS)
 
 
 def _tail(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Callable[[Value], Value]) -> None:
@@ -105,7 +56,7 @@ def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections:
         with e.loop(0, blocks) as block:
             at = block * (4 * BLOCK)
             v = e.load(x + at, vec(F32, BLOCK)) * factor.splat(BLOCK) * e.load(a.weight + at, vec(F32, BLOCK))
-            _put(e, sink, a, row, block, v)
+            put(e, sink, a, row, block, v)
         _tail(
             e, sink, a, row, blocks * BLOCK, lambda k: e.load(x + k * 4, F32) * factor * e.load(a.weight + k * 4, F32)
         )
@@ -118,7 +69,7 @@ def _by_block(e: Emitter, sink: Sink, a: Fields, element: Callable[[Value, Value
         first, end = _share(e, n_rows * blocks)
         with e.loop(first, end) as pair:
             row, block = pair // blocks, pair % blocks
-            _put(e, sink, a, row, block, element(row, block * BLOCK, BLOCK))
+            put(e, sink, a, row, block, element(row, block * BLOCK, BLOCK))
     with e.when((a.columns % BLOCK) > 0):
         first, end = _share(e, n_rows)
         with e.loop(first, end) as row:

@@ -255,6 +255,11 @@ class Emitter:
     def var(self, initial: Value) -> Variable:
         return Variable(self, initial)
 
+    def opaque(self, x: Value) -> Value:
+        """The int64 `x`, of which LLVM forgets how it was computed."""
+        same = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
+        return Value(self, self.b.call(same, [x.ir]))
+
     def copy(self, source: Value, target: Value, ty: Any) -> None:
         """Copy one `ty` from address to address."""
         self.store(self.load(source, ty), target)

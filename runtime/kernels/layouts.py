@@ -108,7 +108,7 @@ class BlockLayout:
         return self.step_bytes(1)
 
     def bound(self) -> int:
-        """The largest value of a code, as `Target.dot_block` wants it."""
+        """The largest value of a code, as `Target.dots` wants it."""
         return 128 if self.signed else max(self.codebook or [(1 << sum(self.planes)) - 1])
 
     def correction(self, target: Target) -> Correction | None:

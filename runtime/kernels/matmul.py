@@ -1,5 +1,5 @@
-"""Matrix products.  Enters: activation rows (int8 codes with a scale per 32, or float32) and weight panels; leaves:
-float32 output rows, y[m, r] = sum_k x[m, k] * w[r, k] (+ bias[r], or + what y held).
+"""Matrix products.  Enters: activation rows (tiles of int8 codes, or float32) and weight panels; leaves: float32 output
+rows, y[m, r] = sum_k x[m, k] * w[r, k] (+ bias[r], or + what y held).
 
 One kernel serves decode (one row) and prefill (many): it walks tasks of `chunk` panels by `token_block` rows, which
 threads draw from a shared ticket counter, so a thread that a neighbour slows down does less.  Every output is the sum
@@ -8,28 +8,32 @@ of its blocks in order of k, whatever the batch: results do not depend on thread
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
+from .activations import ROW_BYTES
 from .emit import F32, I8, I32, I64, Emitter, Value, Variable, vec
 from .jit import Kernel
 from .layouts import BLOCK, BlockLayout, FloatLayout, Layout
 from .panels import LAYOUTS, load_float, open_block, unpack
 from .records import Fields, Record
+from .targets import Steps
 
-# n_rows: address of the count of activation rows.  Strides are bytes from row to row; steps: blocks of the weights, or
-# columns for float types.  scales float32 [row, block of 32] with block_stride; corrections int32 or float32
-# [row, block of 32, group], with groups times that stride.
+# n_rows: address of the count of activation rows; steps: blocks of the weights, or columns for float types.  x: float32
+# rows x_stride bytes apart, or tiles of int8 codes (activations.py) x_stride bytes apart with records of block_stride
+# bytes, in which the weights' correction lies at byte `correction`.  token_block: a multiple of the target's tile.
 MATMUL = Record(
-    "n_rows", "steps", "x", "x_stride", "scales", "corrections", "block_stride", "token_block", "chunk", "n_matrices",
-    "matrices",
+    "n_rows", "steps", "x", "x_stride", "block_stride", "correction", "token_block", "chunk", "n_matrices", "matrices",
 )  # fmt: skip
 # One of the matrices of a step: y float32 rows of y_stride bytes; bias float32 [rows] with bias_step 4*lanes, or one
 # vector of zeros with bias_step 0.
 MATRIX = Record("panels", "panel_bytes", "n_panels", "n_chunks", "y", "y_stride", "bias", "bias_step")
 
 CACHE_LINE = 64
+STRETCH = 512  # columns at a time: the panels' share of them stays in the first-level cache while all rows meet it
 PREFETCH_BYTES = 4096  # how far ahead a single row asks for weights: decoding gains 8 % (2 to 8 KiB do alike)
-FLOAT_PANELS = 4  # panels that a single row of a float product takes at once: four chains hide the FMA's latency
 
 
 def matmul(e: Emitter, name: str, add: bool) -> None:
@@ -58,42 +62,60 @@ def matmul(e: Emitter, name: str, add: bool) -> None:
         end_row = e.min(first_row + a.token_block, n_rows)
         first = chunk.value * a.chunk
         end = e.min(first + a.chunk, w.n_panels)
-        p = e.var(first)
-        if isinstance(layout, FloatLayout):  # one row: several panels at once
-            with e.when((end_row - first_row).equals(1)), e.repeat_while() as go_on_if_wide:
-                go_on_if_wide(p.value + FLOAT_PANELS <= end)
-                _tile(e, layout, a, w, p.value, first_row, 1, FLOAT_PANELS, add)
-                p.set(p.value + FLOAT_PANELS)
-        with e.loop(p.value, end) as panel:
-            row = e.var(first_row)
-            tokens = e.target.tile
-            while tokens:
-                with e.repeat_while() as go_on_if_full:
-                    go_on_if_full(row.value + tokens <= end_row)
-                    _tile(e, layout, a, w, panel, row.value, tokens, 1, add)
-                    row.set(row.value + tokens)
-                tokens //= 2
+        panel = e.var(first)
+        for panels in dict.fromkeys((_shape(e, layout)[0], 1)):
+            with e.repeat_while() as go_on_if_wide:
+                go_on_if_wide(panel.value + panels <= end)
+                _rows(e, layout, a, w, panel.value, panels, first_row, end_row, add)
+                panel.set(panel.value + panels)
+
+
+def _shape(e: Emitter, layout: Layout) -> tuple[int, int]:
+    """Panels and rows of one micro-kernel call."""
+    return e.target.shapes[0 if isinstance(layout, FloatLayout) else layout.groups - 1]
+
+
+def _rows(
+    e: Emitter, layout: Layout, a: Fields, w: Fields, panel: Value, panels: int, first: Value, end: Value, add: bool
+) -> None:
+    """`panels` panels by rows first..end-1: a stretch of columns after the other, in tiles as high as rows are left."""
+    height = _shape(e, layout)[1]
+    stretch = e.select(end - first <= height, a.steps, e.i64(STRETCH // layout.step_columns))
+    with e.loop(0, a.steps, stretch) as begin:
+        steps = (begin, e.min(begin + stretch, a.steps))
+        row = e.var(first)
+        for rows in (height, *(n for n in (8, 4, 2, 1) if n < height)):
+            with e.repeat_while() as go_on_if_full:
+                go_on_if_full(row.value + rows <= end)
+                _tile(e, layout, a, w, panel, row.value, rows, panels, steps, add)
+                row.set(row.value + rows)
 
 
 def _tile(
-    e: Emitter, layout: Layout, a: Fields, w: Fields, panel: Value, row: Value, tokens: int, panels: int, add: bool
-) -> None:
-    """`panels` panels by `tokens` rows over all columns."""
-    n = e.target.lanes
-    outputs = [[w.y + (row + m) * w.y_stride + (panel + q) * (4 * n) for m in range(tokens)] for q in range(panels)]
-    sums = []
-    for q, outs in enumerate(outputs):
-        bias = e.load(w.bias + (panel + q) * w.bias_step, vec(F32, n))
-        sums.append([e.var(e.load(out, vec(F32, n)) + bias if add else bias) for out in outs])
+    e: Emitter, layout: Layout, a: Fields, w: Fields, panel: Value, row: Value, rows: int, panels: int,
+    steps: tuple[Value, Value], add: bool,
+) -> None:  # fmt: skip
+    """`panels` panels by `rows` rows over the columns of `steps`; the first ones begin the sums, the others go on."""
+    n, (begin, _) = e.target.lanes, steps
+    outputs = [[w.y + (row + m) * w.y_stride + (panel + q) * (4 * n) for m in range(rows)] for q in range(panels)]
+    sums = [[e.var(e.zero(vec(F32, n))) for _ in outs] for outs in outputs]
+    with e.when(begin.equals(0)):
+        for q, (outs, lane_sums) in enumerate(zip(outputs, sums, strict=True)):
+            bias = e.load(w.bias + (panel + q) * w.bias_step, vec(F32, n))
+            for out, total in zip(outs, lane_sums, strict=True):
+                total.set(e.load(out, vec(F32, n)) + bias if add else bias)
+    with e.when(begin > 0):
+        for outs, lane_sums in zip(outputs, sums, strict=True):
+            for out, total in zip(outs, lane_sums, strict=True):
+                total.set(e.load(out, vec(F32, n)))
     starts = [w.panels + (panel + q) * w.panel_bytes for q in range(panels)]
-    rows = [row + m for m in range(tokens)]
-    with e.loop(0, a.steps) as i:
-        for start, lane_sums in zip(starts, sums, strict=True):
-            step = start + i * layout.step_bytes(n)
-            if isinstance(layout, FloatLayout):
-                _float_step(e, layout, a, step, rows, i, lane_sums)
-            else:
-                _block_step(e, layout, a, step, rows, i, lane_sums)
+    if isinstance(layout, FloatLayout):
+        sources = [row + m for m in range(rows)]
+        with e.loop(*steps) as i:
+            for start, lane_sums in zip(starts, sums, strict=True):
+                _float_step(e, layout, a, start + i * layout.step_bytes(n), sources, i, lane_sums)
+    else:
+        _block_loop(e, layout, a, starts, row, steps, sums)
     for outs, lane_sums in zip(outputs, sums, strict=True):
         for out, total in zip(outs, lane_sums, strict=True):
             e.store(total.value, out)
@@ -109,23 +131,33 @@ def _float_step(
         total.set(e.fma(weights, x, total.value))
 
 
-def _block_step(
-    e: Emitter, layout: BlockLayout, a: Fields, step: Value, rows: list[Value], i: Value, sums: list[Variable]
-) -> None:
-    n, alone = e.target.lanes, len(rows) == 1
+def _block_loop(
+    e: Emitter, layout: BlockLayout, a: Fields, panels: list[Value], row: Value,
+    steps: tuple[Value, Value], sums: list[list[Variable]],
+) -> None:  # fmt: skip
+    """Panels by the rows from `row` on, all of one tile: sums[p][r] <n x f32> += their products over all columns."""
+    n, tile, alone = e.target.lanes, e.target.tile, len(sums[0]) == 1
     header, size = layout.header_bytes(n), layout.part_bytes(n)
-    if alone:
-        _prefetch(e, step, header)
-    scales_of = open_block(e, layout, step)
-    with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
-        codes = step + header + part * size
+    record, first = a.x + row // tile * a.x_stride, row % tile
+    record = record + steps[0] * a.block_stride * layout.parts
+    # Of the first row's codes and correction.  Were they not opaque, LLVM would address one from the other; a product
+    # with an indexed operand is two instructions to the CPU, and prompts take up to twice as long.
+    at = [e.var(e.opaque(place)) for place in (record + first * ROW_BYTES, record + first * 4 + a.correction)]
+    with e.loop(*steps) as i:
+        blocks = [panel + i * layout.step_bytes(n) for panel in panels]
         if alone:
-            _prefetch(e, codes, size)
-        scales, minimums = scales_of(part)
-        weights = unpack(e, layout, codes)
-        block = i * layout.parts + part
-        for row, total in zip(rows, sums, strict=True):
-            total.set(_add_block(e, layout, a, row, block, weights, scales, minimums, total.value))
+            for block in blocks:
+                _prefetch(e, block, header)
+        scales_of = [open_block(e, layout, block) for block in blocks]
+        with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
+            codes = [block + header + part * size for block in blocks]
+            if alone:
+                for address in codes:
+                    _prefetch(e, address, size)
+            weights = [unpack(e, layout, address) for address in codes]
+            _add_block(e, layout, weights, [of_part(part) for of_part in scales_of], [v.value for v in at], sums)
+            for place in at:
+                place.set(place.value + a.block_stride)
 
 
 def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
@@ -135,33 +167,45 @@ def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
 
 
 def _add_block(
-    e: Emitter, layout: BlockLayout, a: Fields, row: Value, block: Value, weights: list[Value],
-    scales: list[Value], minimums: list[Value], total: Value,
-) -> Value:  # fmt: skip
-    """`total` <n x f32> plus the products of 32 columns of one row with all lanes.
+    e: Emitter, layout: BlockLayout, weights: list[Iterator[Value]], scales: list[tuple[list[Value], list[Value]]],
+    places: list[Value], sums: list[list[Variable]],
+) -> None:  # fmt: skip
+    """Add the products of 32 columns; weights, scales and minimums of each panel; places: of codes and correction.
 
     Groups of 16 columns are two shorter dot products, whose sum the activations' scale multiplies once.
     """
-    n, groups, correction = e.target.lanes, layout.groups, layout.correction(e.target)
-    codes = a.x + row * a.x_stride + block * BLOCK
-    quads = [e.broadcast(codes + 4 * j, I32, n).view(vec(I8, 4 * n)) for j in range(8)]
-    at = row * a.block_stride + block * 4
-    corrections = [a.corrections + at * groups + 4 * g for g in range(groups)]
-    dots = []
-    for g, place in enumerate(corrections):
-        start = e.zero(vec(I32, n))
-        if correction is not None and correction.factor is not None:
-            start = e.broadcast(place, I32, n)
-        here = slice(g * 8 // groups, (g + 1) * 8 // groups)
-        dots.append(e.target.dot_block(e, start, weights[here], quads[here], layout.bound()).to(F32))
-    scale = e.broadcast(a.scales + at, F32, n)
-    if groups == 1:
-        total = e.fma(dots[0], scales[0] * scale, total)
-    else:
-        total = e.fma(e.fma(dots[1], scales[1], dots[0] * scales[0]), scale, total)
-    for minimum, place in zip(minimums, corrections[: len(minimums)], strict=True):
-        total = e.fma(minimum, e.broadcast(place, F32, n), total)
-    return total
+    n, tile, groups, correction = e.target.lanes, e.target.tile, layout.groups, layout.correction(e.target)
+    codes, corrections = places
+    rows = range(len(sums[0]))
+
+    def corrected(r: int, g: int, ty: Any) -> Value:
+        return e.broadcast(corrections + 4 * (tile * g + r), ty, n)
+
+    def quad(i: int, r: int) -> Value:
+        """Columns 4i..4i+3 of row r in every lane."""
+        return e.broadcast(codes + (ROW_BYTES * r + 4 * i), I32, n).view(vec(I8, 4 * n))
+
+    def steps(g: int) -> Steps:
+        for i in range(g * 8 // groups, (g + 1) * 8 // groups):
+            yield [next(w) for w in weights], partial(quad, i)
+
+    has_start = correction is not None and correction.factor is not None
+    dots = []  # [group][panel][row]
+    for g in range(groups):
+        starts = [corrected(r, g, I32) if has_start else e.zero(vec(I32, n)) for r in rows]
+        dots.append(e.target.dots(e, starts, steps(g), layout.bound()))
+    for r in rows:
+        activation_scale = e.broadcast(codes + (ROW_BYTES * r + BLOCK), F32, n)
+        for p, (factors, minimums) in enumerate(scales):
+            first, *second = (of_group[p][r].to(F32) for of_group in dots)
+            total = sums[p][r].value
+            if second:
+                total = e.fma(e.fma(second[0], factors[1], first * factors[0]), activation_scale, total)
+            else:
+                total = e.fma(first, factors[0] * activation_scale, total)
+            for g, minimum in enumerate(minimums):
+                total = e.fma(minimum, corrected(r, g, F32), total)
+            sums[p][r].set(total)
 
 
 def matmul_kernel(name: str, add: bool) -> Kernel:

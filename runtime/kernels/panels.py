@@ -15,6 +15,8 @@ Rows beyond the matrix are zero.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator
 
 from .emit import F16, F32, I8, I16, I32, Emitter, Value, vec
@@ -57,21 +59,25 @@ def _shifted(word: Value, left: int) -> Value:
     return word << left if left >= 0 else word >> -left
 
 
-def unpack(e: Emitter, layout: BlockLayout, codes: Value) -> list[Value]:
-    """Read the codes of 32 columns of a panel: eight vectors <4n x i8>; of signed types plus target.weight_offset."""
+def unpack(e: Emitter, layout: BlockLayout, codes: Value) -> Iterator[Value]:
+    """Read the codes of 32 columns of a panel: eight vectors <4n x i8>; of signed types plus target.weight_offset.
+
+    Each is taken apart when it is asked for: all at once would need more registers than there are.
+    """
     n, target = e.target.lanes, e.target
-    vectors: list[Value] = []
-    for width, start, mask in _places(layout.planes):
-        stored = [e.load(codes + 4 * n * i, vec(I32, n)) for i in range(width)]
-        codes = codes + 4 * n * width
-        pieces = [_shifted(stored[j % width], start - j // width * width) & mask for j in range(8)]
-        vectors = [v | p for v, p in zip(vectors, pieces, strict=True)] if vectors else pieces
-    vectors = [v.view(vec(I8, 4 * n)) for v in vectors]
-    if layout.codebook is None:
-        return vectors
     offset = target.weight_offset if layout.signed else 0
-    table = [(value + offset + 128) % 256 - 128 for value in layout.codebook]
-    return [target.lookup(e, table, v) for v in vectors]
+    planes = []
+    for width, start, mask in _places(layout.planes):
+        load = functools.cache(lambda i, at=codes: e.load(at + 4 * n * i, vec(I32, n)))  # when it is first needed
+        planes.append((width, start, mask, load))
+        codes = codes + 4 * n * width
+    for j in range(8):
+        pieces = [_shifted(load(j % width), start - j // width * width) & mask for width, start, mask, load in planes]
+        vector = functools.reduce(operator.or_, pieces).view(vec(I8, 4 * n))
+        if layout.codebook is not None:
+            table = [(value + offset + 128) % 256 - 128 for value in layout.codebook]
+            vector = target.lookup(e, table, vector)
+        yield vector
 
 
 def open_block(e: Emitter, layout: BlockLayout, block: Value) -> Callable[[Value], tuple[list[Value], list[Value]]]:
