@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bench.report import columns, size_text, speed_text
 from ..errors import ContextLengthError, HalfbyteError, UsageError, printable
-from ..quant.formats import FORMATS
+from ..quant.recipe import ALIASES, RECIPES
 from ..runtime.options import RuntimeOptions
 from ..runtime.sampling.params import SamplingParams
 from . import _options
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--type",
         type=str.lower,
-        choices=list(FORMATS),
+        choices=[*RECIPES, *ALIASES],
         metavar="TYPE",
-        help=f"without MODEL: type of the sample model: {', '.join(FORMATS)} (default: {_SAMPLE_TYPE})",
+        help=f"without MODEL: type of the sample model: {', '.join(RECIPES)} (default: {_SAMPLE_TYPE})",
     )
     parser.add_argument("-sys", "--system-prompt", metavar="TEXT", help="instructions before the first message")
     parser.add_argument("--chat-template", metavar="NAME", help="a built-in template (chatml) instead of the model's")

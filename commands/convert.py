@@ -16,7 +16,7 @@ from ..bench.report import columns, json_text, size_text
 from ..convert import ConversionReport, convert_checkpoint
 from ..convert.conversion import DEFAULT_TYPE, Progress
 from ..errors import printable
-from ..quant.formats import FORMATS
+from ..quant.recipe import ALIASES, RECIPES
 from . import _options
 
 
@@ -28,16 +28,32 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--type",
         type=str.lower,
-        choices=list(FORMATS),
+        choices=[*RECIPES, *ALIASES],
         default=DEFAULT_TYPE,
         metavar="TYPE",
-        help=f"type of the matrices: {', '.join(FORMATS)} (default: {DEFAULT_TYPE})",
+        help=f"type of the file: {', '.join(RECIPES)} (default: {DEFAULT_TYPE})",
+    )
+    parser.add_argument("--pure", action="store_true", help="one format for all matrices, instead of a mixture")
+    parser.add_argument(
+        "--tensor-type",
+        metavar="REGEX=FORMAT",
+        action="append",
+        default=[],
+        help="format of the tensors in whose name REGEX is found; may be repeated, the first that is found counts",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     arguments = parser.parse_intermixed_args(argv)
     with _progress_bar() as progress:
-        report = convert_checkpoint(arguments.src, arguments.out, arguments.type, arguments.force, progress)
+        report = convert_checkpoint(
+            arguments.src,
+            arguments.out,
+            arguments.type,
+            arguments.force,
+            progress,
+            pure=arguments.pure,
+            tensor_types=arguments.tensor_type,
+        )
     print(json_text(report.to_json()) if arguments.json else _table(report))
     return 0
 

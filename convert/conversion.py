@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import ModelFileError, UsageError
-from ..quant.formats import BlockFormat, first_nonfinite
+from ..quant.formats import FORMATS, BlockFormat, first_nonfinite
 from ..quant.gguf_writer import GgufWriter
-from ..quant.recipe import file_type_id, tensor_format
+from ..quant.recipe import ModelSizes, choose_formats, parse_override, recipe_by_name
 from .archs import plan_checkpoint
 from .checkpoint import Checkpoint
 from .plan import Entry, Plan, PlannedTensor
@@ -47,31 +47,39 @@ def convert_checkpoint(
     type: str = DEFAULT_TYPE,
     force: bool = False,
     progress: Progress | None = None,
+    *,
+    pure: bool = False,
+    tensor_types: Sequence[str] = (),
 ) -> ConversionReport:
     """Convert the Hugging Face folder `src` into the GGUF file `out` and return what was written.
 
-    out       default: <name of the folder>-<TYPE>.gguf in the current folder
-    type      f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1
-    force     replace `out` when it is there
-    progress  called after each piece
+    out           default: <name of the folder>-<TYPE>.gguf in the current folder
+    type          one of llama.cpp's file types (`quant.recipe.RECIPES`): q8_0, q4_k_m ...
+    force         replace `out` when it is there
+    progress      called after each piece
+    pure          all matrices get one format, token embeddings and output included
+    tensor_types  "REGEX=FORMAT": formats of the tensors in whose name the regex is found; the first counts
 
     Raises UsageError (nothing to convert, output exists or cannot be written), UnsupportedError (architecture, setting,
     type or tokenizer), ModelFileError (a damaged file, or files that contradict each other).  On any error nothing is
     left under the name `out`.
     """
     started, memory = time.perf_counter(), _memory("VmRSS")
-    file_type = file_type_id(type)
+    recipe = recipe_by_name(type)
+    overrides = [parse_override(text) for text in tensor_types]
     source = Path(src)
-    target = Path(out) if out is not None else Path(f"{source.resolve().name}-{type.upper()}.gguf")
+    target = Path(out) if out is not None else Path(f"{source.resolve().name}-{recipe.name.upper()}.gguf")
     with Checkpoint(source) as checkpoint:
         _check_target(target, checkpoint)
         plan = plan_checkpoint(checkpoint)
         entries = [
-            *_general(source, plan, file_type),
+            *_general(source, plan, recipe.file_type),
             *plan.metadata,
             *vocab_entries(source, checkpoint.config, plan.vocab_rows),
         ]
-        formats = [tensor_format(tensor.name, tensor.shape, type) for tensor in plan.tensors]
+        shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+        chosen = choose_formats(shapes, recipe, _sizes(plan), pure, overrides)
+        formats = [chosen[tensor.name] or FORMATS["f32"] for tensor in plan.tensors]
         with GgufWriter(target, force) as writer:
             for entry in entries:
                 _add(writer, entry)
@@ -81,7 +89,7 @@ def convert_checkpoint(
             checkpoint.check_unchanged()
     return ConversionReport(
         path=target,
-        type=type,
+        type=recipe.name,
         tensors=tuple(reports),
         file_bytes=target.stat().st_size,
         seconds=time.perf_counter() - started,
@@ -109,6 +117,19 @@ def _general(source: Path, plan: Plan, file_type: int) -> list[Entry]:
         Entry("general.file_type", "uint32", file_type),
         Entry("general.quantization_version", "uint32", QUANTIZATION_VERSION),
     ]
+
+
+def _sizes(plan: Plan) -> ModelSizes:
+    """Return what the choice of formats depends on, from the metadata as it will be written."""
+    found = {entry.key.removeprefix(f"{plan.architecture}."): entry.value for entry in plan.metadata}
+    heads = found["attention.head_count"]
+    return ModelSizes(
+        plan.architecture,
+        layers=found["block_count"],
+        heads=heads,
+        kv_heads=found.get("attention.head_count_kv", heads),
+        experts=found.get("expert_count", 0),
+    )
 
 
 def size_label(weights: int) -> str:

@@ -18,5 +18,5 @@ def build(folder: Path) -> dict[str, Path]:
     found = {"spm": tiny.build(folder / "spm"), "gpt-2": tiny.build(folder / "gpt-2", tokenizer="gpt-2")}
     for source, type in (("spm", "f32"), ("spm", "q8_0"), ("spm", "q4_0"), ("gpt-2", "f32")):
         found[f"{source} {type}"] = folder / f"{source}-{type}.gguf"
-        convert_checkpoint(found[source], found[f"{source} {type}"], type)
+        convert_checkpoint(found[source], found[f"{source} {type}"], type, pure=True)
     return found

@@ -15,9 +15,9 @@ from halfbyte import convert_checkpoint
 
 
 def converted(folder: Path, type: str = "f32", **fields: Any) -> tuple[tiny.Tiny, Path]:
-    """Build Tiny(**fields) under `folder`, convert it, and return what it is and the file."""
+    """Build Tiny(**fields) under `folder`, convert it to one format, and return what it is and the file."""
     spec = tiny.Tiny(**fields)
-    convert_checkpoint(tiny.build(folder / "checkpoint", spec), folder / "m.gguf", type=type)
+    convert_checkpoint(tiny.build(folder / "checkpoint", spec), folder / "m.gguf", type=type, pure=True)
     return spec, folder / "m.gguf"
 
 

@@ -86,10 +86,10 @@ class Models:
         return place if place.exists() else tiny.build(place, spec)
 
     def file(self, type: str, **fields: Any) -> Path:
-        """Return Tiny(**fields) as a GGUF file of `type`."""
+        """Return Tiny(**fields) as a GGUF file whose matrices all have the format `type`."""
         place = self._place(tiny.Tiny(**fields), type).with_suffix(".gguf")
         if not place.exists():
-            convert_checkpoint(self.checkpoint(**fields), place, type)
+            convert_checkpoint(self.checkpoint(**fields), place, type, pure=True)
         return place
 
     def mixed(self, types: dict[str, str], **fields: Any) -> Path:

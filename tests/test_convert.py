@@ -290,6 +290,7 @@ def test_report_measures_what_rounding_lost(tmp_path: Path) -> None:
         tiny.build(tmp_path / "m", spec),
         tmp_path / "m.gguf",
         type="q4_0",
+        pure=True,
         progress=lambda done, total, name: calls.append((done, total, name)),
     )
     source = {tensor.name: np.float64(tensor.values) for tensor in expected(spec)}

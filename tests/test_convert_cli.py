@@ -36,7 +36,7 @@ def mistake(capsys: pytest.CaptureFixture[str], code: int, *argv: object) -> str
 
 def test_table_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny.build(tmp_path / "m", tiny.Tiny(hidden=80, heads=5, kv_heads=5))
-    code, out, err = run(capsys, folder, tmp_path / "m.gguf", "--type", "Q4_0")
+    code, out, err = run(capsys, folder, tmp_path / "m.gguf", "--type", "Q4_0", "--pure")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].split("  ")[1:2] == ["type"]

@@ -55,7 +55,7 @@ def torch_checkpoint(folder: Path, torch: Any, parts: int = 1, suffix: str = "bi
 def test_torch_files_give_the_same_gguf(tmp_path: Path, dtype: str, parts: int, suffix: str) -> None:
     torch = pytest.importorskip("torch", reason="reading .bin needs torch")
     torch_checkpoint(tmp_path / "b" / "checkpoint", torch, parts, suffix, dtype=dtype)
-    convert_checkpoint(tmp_path / "b" / "checkpoint", tmp_path / "b.gguf", type="q5_0")
+    convert_checkpoint(tmp_path / "b" / "checkpoint", tmp_path / "b.gguf", type="q5_0", pure=True)
     _, other = converted(tmp_path / "a", "q5_0", dtype=dtype)
     assert (tmp_path / "b.gguf").read_bytes() == other.read_bytes()
 

@@ -84,7 +84,7 @@ class Files:
     def gguf(self, source: str, type: str) -> Path:
         place = self.folder / f"{source}-{type}.gguf"
         if not place.exists():
-            convert_checkpoint(self.checkpoint(source), place, type)
+            convert_checkpoint(self.checkpoint(source), place, type, pure=True)
         return place
 
     def exact(self, source: str, type: str, ids: list[int]) -> np.ndarray:
@@ -186,10 +186,7 @@ def test_logits_are_as_near_to_the_truth(files: Files, source: str, type: str) -
 @pytest.mark.parametrize("type", ["q8_0", "q4_0"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_files_of_its_quantizer_run_here(files: Files, tmp_path: Path, source: str, type: str) -> None:
-    """And hold the very bytes that are written here.
-
-    `pure`: otherwise it gives large models an output matrix of Q6_K, which has no kernels yet.
-    """
+    """And hold the very bytes that are written here."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="the extra peers is not installed")
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.pure, params.nthread = {"q8_0": 7, "q4_0": 2}[type], True, 1
