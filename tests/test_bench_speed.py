@@ -87,7 +87,7 @@ def test_mistakes_are_one_line(tiny_gguf, words, part):
 
 def test_bench_without_its_measurement_is_told():
     for words in ([], ["sped", "m"], ["m", "speed"]):
-        assert_clean_error(halfbyte("bench", *words), 2, "halfbyte bench speed MODEL, halfbyte bench accuracy MODEL")
+        assert_clean_error(halfbyte("bench", *words), 2, "halfbyte bench speed MODEL, halfbyte bench accuracy MODEL, ")
 
 
 @pytest.mark.parametrize(
