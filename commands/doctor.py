@@ -15,7 +15,7 @@ from ..bench.bandwidth import read_bandwidth
 from ..bench.report import columns, json_text, size_text
 from ..errors import UsageError
 from ..runtime.kernels.jit import kernel_folder
-from ..runtime.kernels.targets import TARGETS, host_features, host_target
+from ..runtime.kernels.targets import host_target, runnable
 from ..runtime.machine import this_machine
 from . import _options
 
@@ -56,7 +56,6 @@ def _file_size(model: str) -> int:
 
 def _facts() -> dict[str, Any]:
     machine, target = this_machine(), host_target()
-    have = host_features()
     folder = kernel_folder(target)
     cached = [file.stat().st_size for file in folder.glob("*.o")]
     return {
@@ -64,7 +63,7 @@ def _facts() -> dict[str, Any]:
         "instruction_set": target.name,
         "lanes": target.lanes,
         "tile": target.tile,
-        "instruction_sets": [t.name for t in TARGETS.values() if all(have.get(f, False) for f in t.requires)],
+        "instruction_sets": runnable(),
         "llvm_cpu": target.cpu,
         "kernel_cache": str(folder),
         "cached_kernels": len(cached),
@@ -75,8 +74,8 @@ def _facts() -> dict[str, Any]:
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the facts as lines for people."""
     quota, cache, memory = facts["cpu_quota"], facts["last_level_cache"], facts["memory"]
-    runnable = ", ".join(facts["instruction_sets"])
-    forced = " (named by HALFBYTE_TARGET)" if os.environ.get("HALFBYTE_TARGET") else ""
+    runs = ", ".join(facts["instruction_sets"])
+    forced = " (named by HALFBYTE_ISA)" if os.environ.get("HALFBYTE_ISA") else ""
     return [
         ("CPU", f"{facts['cpu']} ({facts['architecture']}, LLVM: {facts['llvm_cpu']})"),
         ("system", facts["system"]),
@@ -89,7 +88,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("default threads", str(facts["default_threads"])),
         ("last-level cache", "unknown" if cache is None else size_text(cache)),
         ("free memory", "unknown" if memory is None else size_text(memory)),
-        ("instruction set", f"{facts['instruction_set']}{forced}; this CPU runs: {runnable}"),
+        ("instruction set", f"{facts['instruction_set']}{forced}; this CPU runs: {runs}"),
         ("kernels", f"{facts['lanes']} weight rows by up to {facts['tile']} tokens a step"),
         ("kernel cache", f"{facts['kernel_cache']}: {facts['cached_kernels']}, {size_text(facts['cached_bytes'])}"),
     ]

@@ -10,9 +10,9 @@ from halfbyte.runtime.kernels.activations import Sink
 from halfbyte.runtime.kernels.jit import Kernel, Library
 from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel
 from halfbyte.runtime.kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
-from halfbyte.runtime.kernels.targets import TARGETS, host_features, make_target
+from halfbyte.runtime.kernels.targets import make_target, runnable
 
-RUNNABLE = [t.name for t in TARGETS.values() if all(host_features().get(f, False) for f in t.requires)]
+RUNNABLE = runnable()
 
 
 class Bench:

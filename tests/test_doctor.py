@@ -23,10 +23,10 @@ def test_json_tells_machine_kernels_and_bandwidth(tmp_path):
 
 
 def test_text_names_the_forced_instruction_set_and_the_cache(tmp_path):
-    environment = os.environ | {"HALFBYTE_TARGET": "portable", "HALFBYTE_CACHE_DIR": str(tmp_path / "cache")}
+    environment = os.environ | {"HALFBYTE_ISA": "portable", "HALFBYTE_CACHE_DIR": str(tmp_path / "cache")}
     done = halfbyte("doctor", env=environment)
     assert done.returncode == 0, done.stderr
-    assert "portable (named by HALFBYTE_TARGET)" in done.stdout
+    assert "portable (named by HALFBYTE_ISA)" in done.stdout
     assert str(tmp_path / "cache") in done.stdout
     assert "GB/s" in done.stdout
     assert "1.00 GiB" in done.stdout
@@ -34,7 +34,7 @@ def test_text_names_the_forced_instruction_set_and_the_cache(tmp_path):
 
 def test_mistakes_are_one_line(tmp_path):
     assert_clean_error(halfbyte("doctor", tmp_path / "absent"), 2, "absent")
-    environment = os.environ | {"HALFBYTE_TARGET": "z80"}
+    environment = os.environ | {"HALFBYTE_ISA": "z80"}
     assert_clean_error(halfbyte("doctor", env=environment), 3, "z80", "portable")
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()

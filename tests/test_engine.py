@@ -17,9 +17,9 @@ from halfbyte.runtime.engine.batch import Part
 from halfbyte.runtime.engine.engine import Engine
 from halfbyte.runtime.engine.threads import ThreadPool
 from halfbyte.runtime.kernels.jit import Library
-from halfbyte.runtime.kernels.targets import TARGETS, host_features, make_target
+from halfbyte.runtime.kernels.targets import make_target, runnable
 
-RUNNABLE = [t.name for t in TARGETS.values() if all(host_features().get(f, False) for f in t.requires)]
+RUNNABLE = runnable()
 LONG = 100  # tokens: more than a page of 64 and three tiles of 32
 
 

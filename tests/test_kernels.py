@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from kernel_bench import RUNNABLE, Bench, Product, address, tile_codes, tile_scales
 
-from halfbyte.errors import UnsupportedError
 from halfbyte.quant.formats import FORMATS
 from halfbyte.runtime.kernels import elementwise as ew
 from halfbyte.runtime.kernels.activations import Sink
@@ -222,8 +221,3 @@ def test_instructions_are_used() -> None:
         assert words[name] in text
         assert ("zmm" in text) == (name == "avx512_vnni")
         assert name != "portable" or "ymm" not in text
-
-
-def test_unknown_target_lists_the_known_ones() -> None:
-    with pytest.raises(UnsupportedError, match=r"'mmx' is not supported; supported: .*portable"):
-        make_target("mmx")

@@ -3,14 +3,14 @@
 A target is its vector width in 32-bit lanes, how many weight panels meet how many activation rows in its registers,
 its dot product of unsigned or signed weight bytes with signed activation bytes, and its look-up of bytes in a table of
 16.  LLVM picks every other instruction.
-`HALFBYTE_TARGET` names another target than the host's best one.
+`HALFBYTE_ISA` names another target than the host's best one.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -202,26 +202,31 @@ def host_features() -> dict[str, bool]:
     return dict(llvm.get_host_cpu_features())
 
 
-def make_target(name: str) -> Target:
-    """Return the target called `name` for this CPU.
+def runnable(have: Mapping[str, bool] | None = None) -> list[str]:
+    """Return the names of the targets that a CPU with the features `have` (None: this CPU's) runs, the best first."""
+    features = host_features() if have is None else have
+    return [t.name for t in TARGETS.values() if all(features.get(f, False) for f in t.requires)]
 
-    Raises UnsupportedError when there is no such target or the CPU lacks one of its instructions.
+
+def make_target(name: str, have: Mapping[str, bool] | None = None) -> Target:
+    """Return the target called `name` for this CPU, or for one with the features `have`.
+
+    Raises UnsupportedError, which lists those that run, when there is no such target or the CPU lacks one of its
+    instructions.
     """
-    kind, have = TARGETS.get(name), host_features()
-    runnable = [t.name for t in TARGETS.values() if all(have.get(f, False) for f in t.requires)]
-    if kind is None or name not in runnable:
-        raise UnsupportedError("instruction set", name, runnable, where="HALFBYTE_TARGET")
+    features, names = host_features() if have is None else have, runnable(have)
+    if name not in names:
+        lacks = [f for f in TARGETS[name].requires if not features.get(f, False)] if name in TARGETS else []
+        what = f"instruction set (this CPU lacks {', '.join(lacks)})" if lacks else "instruction set"
+        raise UnsupportedError(what, name, names, where="HALFBYTE_ISA")
+    kind = TARGETS[name]
     flags = (
-        f"{'+' if on and not f.startswith(kind.withholds or ('?',)) else '-'}{f}" for f, on in sorted(have.items())
+        f"{'+' if on and not f.startswith(kind.withholds or ('?',)) else '-'}{f}" for f, on in sorted(features.items())
     )
     return kind(cpu=llvm.get_host_cpu_name(), features=",".join(flags))
 
 
 @functools.cache
 def host_target() -> Target:
-    """Return the best target of this CPU, or the one that HALFBYTE_TARGET names."""
-    named = os.environ.get("HALFBYTE_TARGET")
-    if named:
-        return make_target(named)
-    have = host_features()
-    return make_target(next(t.name for t in TARGETS.values() if all(have.get(f, False) for f in t.requires)))
+    """Return the best target of this CPU, or the one that HALFBYTE_ISA names."""
+    return make_target(os.environ.get("HALFBYTE_ISA") or runnable()[0])
