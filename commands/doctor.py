@@ -81,8 +81,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("system", facts["system"]),
         (
             "cores",
-            f"{facts['physical_cores']} physical, {facts['logical_cores']} logical, "
-            f"{facts['usable_cores']} usable by this process",
+            f"{facts['physical_cores']} physical, {facts['performance_cores']} of them fast, "
+            f"{facts['logical_cores']} logical, {facts['usable_cores']} usable by this process",
         ),
         ("cgroup quota", "none" if quota is None else f"{quota:g} CPUs"),
         ("default threads", str(facts["default_threads"])),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/")
+_CPUS = "sys/devices/system/cpu"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Machine:
     system: str
     logical_cores: int
     physical_cores: int
+    performance_cores: int
     usable_cores: int
     cpu_quota: float | None
     last_level_cache: int | None
@@ -40,6 +42,7 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.release()}",
         logical_cores=os.cpu_count() or 1,
         physical_cores=physical_cores(),
+        performance_cores=performance_cores(),
         usable_cores=len(usable),
         cpu_quota=cpu_quota(),
         last_level_cache=last_level_cache(),
@@ -49,12 +52,13 @@ def this_machine() -> Machine:
 
 
 def default_threads() -> int:
-    """Return how many threads compute by default: one a physical core, of those this process may use, within its quota.
+    """Return how many threads compute by default: one a performance core, of those this process may use, within its
+    quota.
 
-    Two hyper-threads of a core share its vector units and its path to memory, and a thread beyond the cgroup's quota
-    is stopped in the middle of a step while the others wait for it.
+    Two hyper-threads of a core share its vector units and its path to memory, a step ends when its slowest core does,
+    and a thread beyond the cgroup's quota is stopped in the middle of a step while the others wait for it.
     """
-    threads = physical_cores(usable_cpus())
+    threads = performance_cores(usable_cpus())
     quota = cpu_quota()
     if quota is not None:
         threads = min(threads, int(quota))
@@ -80,14 +84,11 @@ def usable_cpus() -> frozenset[int]:
 
 
 def physical_cores(cpus: frozenset[int] | None = None, root: Path = _ROOT) -> int:
-    """Return the number of physical cores that the logical CPUs `cpus` (None: all) belong to.
-
-    On Apple silicon it is the number of performance cores: a step ends when its slowest thread does.
-    """
+    """Return the number of physical cores that the logical CPUs `cpus` (None: all) belong to."""
     if sys.platform == "darwin":
-        return _sysctl_int("hw.perflevel0.physicalcpu") or _sysctl_int("hw.physicalcpu") or os.cpu_count() or 1
+        return _sysctl_int("hw.physicalcpu") or os.cpu_count() or 1
     cores = set()
-    for folder in (root / "sys/devices/system/cpu").glob("cpu[0-9]*"):
+    for folder in (root / _CPUS).glob("cpu[0-9]*"):
         if cpus is None or int(folder.name[3:]) in cpus:
             place = tuple(_text(folder / "topology" / name) for name in ("physical_package_id", "core_id"))
             if None not in place:
@@ -97,26 +98,62 @@ def physical_cores(cpus: frozenset[int] | None = None, root: Path = _ROOT) -> in
     return len(cpus) if cpus is not None else os.cpu_count() or 1
 
 
+def performance_cores(cpus: frozenset[int] | None = None, root: Path = _ROOT) -> int:
+    """Return how many of the physical cores of the logical CPUs `cpus` (None: all) are fast ones.
+
+    All are, where there is one kind or only slow ones are in `cpus`.  Linux names the fast ones of a hybrid x86 CPU
+    in `cpu_core/cpus`, and tells each ARM core's `cpu_capacity`, of which half of the largest counts as fast.
+    """
+    if sys.platform == "darwin":
+        return _sysctl_int("hw.perflevel0.physicalcpu") or physical_cores()
+    hybrid = _cpu_list(_text(root / "sys/devices/cpu_core/cpus") or "")
+    if hybrid:
+        fast = frozenset(hybrid)
+    else:
+        numbers = {int(folder.name[3:]): _text(folder / "cpu_capacity") for folder in (root / _CPUS).glob("cpu[0-9]*")}
+        capacity = {cpu: int(text) for cpu, text in numbers.items() if text and text.isdigit()}
+        fast = frozenset(cpu for cpu, value in capacity.items() if 2 * value >= max(capacity.values()))
+    chosen = fast if cpus is None else fast & cpus
+    return physical_cores(chosen or cpus, root)
+
+
+def _cpu_list(text: str) -> list[int]:
+    """Return the numbers of a list such as "0-3,8"; none where it is not one."""
+    numbers: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            return []
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
 def cpu_quota(root: Path = _ROOT) -> float | None:
     """Return how many CPUs' time the cgroups (v1 and v2) of this process allow, or None when they set no limit.
 
     Every group above counts too; the tightest limit holds.
     """
-    limits = []
-    for kind, mounted_from, mount in _cgroup_mounts(root):
+    limits = [_group_quota(folder) for folder in _cgroup_folders(root, "cpu")]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _cgroup_folders(root: Path, controller: str) -> list[Path]:
+    """Return the folders of this process's cgroups that can hold limits of `controller`, and of all groups above."""
+    folders: list[Path] = []
+    for kind, mounted_from, mount in _cgroup_mounts(root, controller):
         for line in _lines(root / "proc/self/cgroup"):
             _, controllers, group = line.split(":", 2)
-            if (kind == "v2") != (controllers == "") or (kind == "v1" and "cpu" not in controllers.split(",")):
+            if (kind == "v2") != (controllers == "") or (kind == "v1" and controller not in controllers.split(",")):
                 continue
             # Inside a container the mount shows only a part of the tree, and that part's root may be this very group.
             below = f"{group}/".startswith(f"{mounted_from}/")
             folder = mount / group[len(mounted_from) :].strip("/") if below else mount
-            limits += [_group_quota(parent) for parent in (folder, *folder.parents) if parent.is_relative_to(mount)]
-    return min((limit for limit in limits if limit is not None), default=None)
+            folders += [parent for parent in (folder, *folder.parents) if parent.is_relative_to(mount)]
+    return folders
 
 
-def _cgroup_mounts(root: Path) -> list[tuple[str, str, Path]]:
-    """Return ("v1" with the cpu controller or "v2", path of the cgroup mounted there, mount point), all there are."""
+def _cgroup_mounts(root: Path, controller: str) -> list[tuple[str, str, Path]]:
+    """Return ("v1" with `controller` or "v2", path of the cgroup mounted there, mount point), all there are."""
     found = []
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
@@ -126,7 +163,7 @@ def _cgroup_mounts(root: Path) -> list[tuple[str, str, Path]]:
         mounted_from, mount = fields[3].rstrip("/"), root / fields[4].lstrip("/")
         if kind[0] == "cgroup2":
             found.append(("v2", mounted_from, mount))
-        elif kind[0] == "cgroup" and "cpu" in kind[2].split(","):
+        elif kind[0] == "cgroup" and controller in kind[2].split(","):
             found.append(("v1", mounted_from, mount))
     return found
 
@@ -148,7 +185,7 @@ def last_level_cache(root: Path = _ROOT) -> int | None:
         return _sysctl_int("hw.perflevel0.l2cachesize") or _sysctl_int("hw.l3cachesize")
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes = []
-    for file in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+    for file in (root / _CPUS / "cpu0/cache").glob("index*/size"):
         text = _text(file) or ""
         if text[:-1].isdigit() and text[-1] in units:
             sizes.append(int(text[:-1]) * units[text[-1]])
@@ -156,12 +193,29 @@ def last_level_cache(root: Path = _ROOT) -> int | None:
 
 
 def available_memory(root: Path = _ROOT) -> int | None:
-    """Return the memory that can be had without swapping, in bytes."""
+    """Return the memory that this process can have without swapping, in bytes; None where the system does not tell.
+
+    It is the least of what the machine has (`MemAvailable`) and what the cgroups' limits leave.  Cached pages of files
+    count as available in both: the system takes them back when memory is wanted.
+    """
     if sys.platform == "darwin":
         return _sysctl_int("hw.memsize")
+    rooms = [_group_room(folder) for folder in _cgroup_folders(root, "memory")]
     for line in _lines(root / "proc/meminfo"):
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            rooms.append(int(line.split()[1]) * 1024)
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _group_room(folder: Path) -> int | None:
+    """Return what one cgroup's memory limit leaves: `memory.max` (v2) or `memory.limit_in_bytes` (v1)."""
+    names = (("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
+    for limit_name, usage_name, prefix in names:
+        limit, usage = _text(folder / limit_name) or "", _text(folder / usage_name) or ""
+        if limit.isdigit() and usage.isdigit():  # not "max"; v1 without a limit has a number near 2**63
+            stat = dict(line.partition(" ")[::2] for line in _lines(folder / "memory.stat"))
+            cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+            return max(0, int(limit) - int(usage) + cached)
     return None
 
 

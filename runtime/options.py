@@ -24,7 +24,7 @@ class RuntimeOptions:
     """Raises UsageError, naming the option, the value and what is allowed, for a value out of range."""
 
     threads: int = _option(
-        0, "threads; 0: one for each core this process may use", "-t", "--threads", minimum=0, maximum=512
+        0, "threads; 0: one for each fast core this process may use", "-t", "--threads", minimum=0, maximum=512
     )
     context: int = _option(0, "context in tokens; 0: the model's own", "-c", "--ctx-size", minimum=0, maximum=1 << 24)
     ubatch: int = _option(512, "most tokens of one forward pass", "-ub", "--ubatch-size", minimum=1, maximum=1 << 14)

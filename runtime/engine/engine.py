@@ -15,11 +15,12 @@ from ...errors import UsageError
 from ...quant.gguf_reader import GgufFile
 from ..kernels.jit import Library, host_library
 from ..kernels.sync import alone_kernel, lead_kernel, work_kernel
-from ..machine import default_threads
+from ..machine import available_memory, default_threads
 from ..models import read_model
 from ..options import RuntimeOptions
 from .batch import Part, StepInputs
 from .kv_pages import PagePool, Sequence
+from .memory import Memory, Tally
 from .program import Builder
 from .threads import ThreadPool
 from .weights import Weights
@@ -63,36 +64,53 @@ class Engine:
         self.n_ctx = options.context or self.model.n_ctx_train
         self.n_ubatch = min(options.ubatch, self.n_ctx)
         self.n_threads = options.threads or default_threads()
+        self.max_outputs = min(MAX_OUTPUTS, self.n_ubatch)
         self.library = library or host_library()
+        self.cache_type = _cache_type(file, options)
+        self._closed = False
+        need = Tally()
+        self._lay_out(file, need)
+        need.check(available_memory(), self.n_ctx, self.n_ubatch)
 
         def stage(what: str) -> Callable[[int, int], None] | None:
             return (lambda done, total: progress(what, done, total)) if progress else None
 
-        self.library.load([lead_kernel(), alone_kernel(), work_kernel()], stage("compiling kernels"))
-        self._closed = False
-        self.cache_type = _cache_type(file, options)
+        weights, builder = self._lay_out(file)
+        pool = [lead_kernel(), alone_kernel(), work_kernel()]
+        self.library.load(pool + weights.kernels() + builder.kernels(), stage("compiling kernels"))
         self._threads = ThreadPool(self.library, self.n_threads)
         try:
-            self._load(file, stage)
+            weights.pack(self._threads, stage("loading weights"))
         except BaseException:
             self._threads.close()
             raise
-
-    def _load(self, file: GgufFile, stage: Callable[[str], Callable[[int, int], None] | None]) -> None:
-        """Lay out the program and fill its weights."""
-        self._pages = PagePool(
-            self.model.n_layers, self.model.n_kv_heads, self.model.head_dim, self.n_ctx, self.cache_type
-        )
-        self._inputs = StepInputs(self.n_ubatch, self.model.frequencies)
-        self.max_outputs = min(MAX_OUTPUTS, self.n_ubatch)
-        weights = Weights(file, self.library, self._threads)
-        builder = Builder(self.library, self.n_threads, self._inputs, self._pages, self.max_outputs)
-        self._logits = self.model.build(builder, weights)
-        weights.check_complete()
-        self.library.load(weights.kernels() + builder.kernels(), stage("compiling kernels"))
-        weights.pack(stage("loading weights"))
         self._weights = weights
         self._program = builder.finish()
+
+    def _lay_out(self, file: GgufFile, tally: Tally | None = None) -> tuple[Weights, Builder]:
+        """Describe the program, on memory that is there or that `tally` only counts; the weights are not filled yet."""
+        model = self.model
+        self._pages = PagePool(
+            model.n_layers,
+            model.n_kv_heads,
+            model.head_dim,
+            self.n_ctx,
+            self.cache_type,
+            tally.cache if tally else Memory,
+        )
+        self._inputs = StepInputs(self.n_ubatch, model.frequencies)
+        weights = Weights(file, self.library, tally.weights if tally else Memory)
+        builder = Builder(
+            self.library,
+            self.n_threads,
+            self._inputs,
+            self._pages,
+            self.max_outputs,
+            tally.buffers if tally else Memory,
+        )
+        self._logits = model.build(builder, weights)
+        weights.check_complete()
+        return weights, builder
 
     @property
     def bytes_per_token(self) -> int:

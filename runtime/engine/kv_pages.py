@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 
 from ...errors import ContextLengthError
 from ..kernels.attention import PAGE, element_bytes
-from .memory import Memory
+from .memory import Allocate, Memory
 
 
 class PagePool:
     """Room for `context` positions, shared by all sequences; kv: "f16" or "f32", what a page's elements are."""
 
-    def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, context: int, kv: str):
+    def __init__(
+        self, n_layers: int, n_kv_heads: int, head_dim: int, context: int, kv: str, allocate: Allocate = Memory
+    ):
         self.n_layers, self.context, self.kv = n_layers, context, kv
         self.n_pages = -(-context // PAGE)
         self.page_bytes = element_bytes(kv) * PAGE * head_dim * n_kv_heads  # of one layer, keys or values
         layer_bytes = self.n_pages * self.page_bytes
-        self._keys = Memory(n_layers * layer_bytes, f"the keys of {context} positions (-c sets how many)")
-        self._values = Memory(n_layers * layer_bytes, f"the values of {context} positions (-c sets how many)")
+        self._keys = allocate(n_layers * layer_bytes, f"the keys of {context} positions (-c sets how many)")
+        self._values = allocate(n_layers * layer_bytes, f"the values of {context} positions (-c sets how many)")
         self.layers = [
             (self._keys.address + i * layer_bytes, self._values.address + i * layer_bytes) for i in range(n_layers)
         ]

@@ -19,7 +19,7 @@ from ..kernels.layouts import BLOCK
 from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
 from .batch import N_OUTPUTS, N_ROWS, N_TILES, StepInputs
 from .kv_pages import PagePool
-from .memory import Memory
+from .memory import Allocate, Memory
 from .weights import Matrix, Table
 
 L2_BYTES = 1 << 20  # of activation rows that one pass over a chunk of panels keeps close
@@ -76,8 +76,12 @@ class Program:
 class Builder:
     """Lays out a program for up to `max_rows` rows of which `max_outputs` give logits."""
 
-    def __init__(self, library: Library, threads: int, inputs: StepInputs, pool: PagePool, max_outputs: int):
+    def __init__(
+        self, library: Library, threads: int, inputs: StepInputs, pool: PagePool, max_outputs: int,
+        allocate: Allocate = Memory,
+    ):  # fmt: skip
         self._library, self._threads, self._inputs, self._pool = library, threads, inputs, pool
+        self._allocate = allocate
         self._max_rows, self._max_outputs = inputs.max_rows, max_outputs
         self._lanes, self._tile = library.target.lanes, library.target.tile
         self._calls: list[tuple[Kernel, NDArray[np.int64]]] = []
@@ -93,7 +97,7 @@ class Builder:
         key = (use, columns, self._rows_now)
         if key not in self._buffers:
             stride = -(-columns * 4 // 64) * 64
-            self._buffers[key] = Rows(Memory(self._rows_now * stride, use), columns, stride)
+            self._buffers[key] = Rows(self._allocate(self._rows_now * stride, use), columns, stride)
         rows = self._buffers[key]
         assert isinstance(rows, Rows)
         return rows
@@ -112,7 +116,7 @@ class Builder:
             self._buffers[key] = Activations(
                 sink, columns,
                 rows=self._rows(use, columns) if sink.float32 else None,
-                codes=Memory(n_tiles * (columns // BLOCK) * block_stride, use) if sink.codes else None,
+                codes=self._allocate(n_tiles * (columns // BLOCK) * block_stride, use) if sink.codes else None,
                 block_stride=block_stride,
             )  # fmt: skip
         activations = self._buffers[key]

@@ -17,7 +17,7 @@ from ...quant.gguf_reader import GgufFile, TensorView
 from ..kernels.jit import Kernel, Library
 from ..kernels.layouts import Layout
 from ..kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
-from .memory import Memory
+from .memory import Allocate, Memory
 from .threads import ThreadPool
 
 
@@ -49,8 +49,8 @@ class Table:
 class Weights:
     """The tensors of one model, each taken by name with the shape that the hyper-parameters promise."""
 
-    def __init__(self, file: GgufFile, library: Library, threads: ThreadPool):
-        self._file, self._library, self._threads = file, library, threads
+    def __init__(self, file: GgufFile, library: Library, allocate: Allocate = Memory):
+        self._file, self._library, self._allocate = file, library, allocate
         self._memory: list[Memory] = []
         self._pending: list[tuple[TensorView, Kernel, NDArray[np.int64]]] = []
         self._vectors: list[NDArray[np.float32]] = []
@@ -103,7 +103,7 @@ class Weights:
         layout, lanes = self._layout(view), self._library.target.lanes
         count, steps = n_panels(rows, lanes), columns // layout.step_columns
         panel_bytes = steps * layout.step_bytes(lanes)
-        memory = Memory(count * panel_bytes, f"tensor {name}")
+        memory = self._allocate(count * panel_bytes, f"tensor {name}")
         self._memory.append(memory)
         self.matrix_bytes += count * panel_bytes
         self.activation_types.add("f32" if layout.is_float else "int8")
@@ -128,11 +128,11 @@ class Weights:
         """The kernels that `pack` needs."""
         return list(dict.fromkeys(kernel for _, kernel, _ in self._pending))
 
-    def pack(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def pack(self, threads: ThreadPool, progress: Callable[[int, int], None] | None = None) -> None:
         """Fill the panels of every matrix asked for; `progress` gets (bytes done, bytes in all)."""
         done, total = 0, sum(view.nbytes for view, _, _ in self._pending)
         for view, kernel, record in self._pending:
-            self._threads.run(np.array([[self._library.address(kernel), record.ctypes.data]], np.int64))
+            threads.run(np.array([[self._library.address(kernel), record.ctypes.data]], np.int64))
             view.release()
             done += view.nbytes
             if progress:
