@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .elementwise import tasks
 from .emit import F16, F32, I32, I64, Emitter, Value, Variable, vec
 from .jit import Kernel
 from .records import Fields, Record
 
 PAGE = 64  # positions of one page
 KV_TYPES = {"f16": F16, "f32": F32}  # what a page's elements may be
+TASK_HEADS = 8  # heads that one task rotates, at least
 VECTORS = 4  # vectors of positions whose scores are in registers at once
 
 # rotary angles: cosine and sine float32 [row, n_rot/2]; per row the byte offset of its page's start in the layer's
@@ -50,10 +52,8 @@ def rope_store(e: Emitter, head_dim: int, n_rot: int, kv: str) -> None:
     are permuted).  A task is one head of one row.
     """
     a, size, stored = ROPE.read(e, e.args[0]), element_bytes(kv), KV_TYPES[kv]
-    _, thread, threads, _ = e.args
     heads = a.n_heads + a.n_kv_heads
-    total = e.load(a.n_rows, I64) * heads
-    with e.loop(total * thread // threads, total * (thread + 1) // threads) as task:
+    with tasks(e, e.load(a.n_rows, I64) * heads, TASK_HEADS) as task:
         row, head = task // heads, task % heads
         angles = row * (n_rot * 2)
         with e.when(head < a.n_heads):

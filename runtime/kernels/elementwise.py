@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from .activations import SINK_FIELDS, Sink, put
 from .emit import F32, I64, Emitter, Value, vec
@@ -11,6 +12,8 @@ from .jit import Kernel
 from .layouts import BLOCK, Correction, FloatLayout
 from .panels import LAYOUTS, block_values, load_float
 from .records import Fields, Record
+
+TASK_BLOCKS = 32  # blocks of one task, at least: drawing one takes as long as a few blocks
 
 EMBED = Record("n_rows", "tokens", "table", "row_bytes", "columns", "out", "out_stride")
 NORM = Record("n_rows", "row_index", "x", "x_stride", "columns", "weight", "epsilon", *SINK_FIELDS)
@@ -26,10 +29,19 @@ def _tail(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: 
         e.store(element(k), a.out + row * a.out_stride + k * 4)
 
 
-def _share(e: Emitter, count: Value) -> tuple[Value, Value]:
-    """This thread's slice of range(count)."""
-    _, thread, threads, _ = e.args
-    return count * thread // threads, count * (thread + 1) // threads
+@contextmanager
+def tasks(e: Emitter, count: Value, at_least: int) -> Iterator[Value]:
+    """`for i in range(count)`, drawn by threads in tasks of `at_least` indices, or, of many, in two tasks a thread.
+
+    Eight tasks a thread, as products have, cost the prompts of a small model a tenth.
+    """
+    _, _, threads, ticket = e.args
+    size = e.max(count // (threads * 2), at_least)
+    with e.repeat_while() as go_on_if:
+        first = e.atomic_add(ticket, e.i64(1)) * size
+        go_on_if(first < count)
+        with e.loop(first, e.min(first + size, count)) as i:
+            yield i
 
 
 def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections: tuple[Correction, ...]) -> None:
@@ -39,10 +51,9 @@ def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections:
     """
     sink, width = Sink(float32, codes, corrections), e.target.lanes
     a = NORM.read(e, e.args[0])
-    first, end = _share(e, e.load(a.n_rows, I64))
     epsilon, blocks = a.float32("epsilon"), a.columns // BLOCK
     wide = a.columns // width * width
-    with e.loop(first, end) as row:
+    with tasks(e, e.load(a.n_rows, I64), 1) as row:
         x = a.x + (e.load(a.row_index + row * 8, I64) if indexed else row) * a.x_stride
         squares = e.var(e.zero(vec(F32, width)))
         with e.loop(0, wide, width) as k:
@@ -63,17 +74,15 @@ def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections:
 
 
 def _by_block(e: Emitter, sink: Sink, a: Fields, element: Callable[[Value, Value, int], Value]) -> None:
-    """Walk this thread's share of all (row, block) pairs, so that one long row is shared too."""
-    n_rows, blocks = e.load(a.n_rows, I64), a.columns // BLOCK
-    with e.when(blocks > 0):
-        first, end = _share(e, n_rows * blocks)
-        with e.loop(first, end) as pair:
-            row, block = pair // blocks, pair % blocks
+    """Walk all blocks of all rows, and the rows' tails, so that one long row is shared too."""
+    whole = a.columns // BLOCK
+    blocks = (a.columns + (BLOCK - 1)) // BLOCK
+    with tasks(e, e.load(a.n_rows, I64) * blocks, TASK_BLOCKS) as pair:
+        row, block = pair // blocks, pair % blocks
+        with e.when(block < whole):
             put(e, sink, a, row, block, element(row, block * BLOCK, BLOCK))
-    with e.when((a.columns % BLOCK) > 0):
-        first, end = _share(e, n_rows)
-        with e.loop(first, end) as row:
-            _tail(e, sink, a, row, blocks * BLOCK, lambda k: element(row, k, 1))
+        with e.when(block >= whole):
+            _tail(e, sink, a, row, block * BLOCK, lambda k: element(row, k, 1))
 
 
 def swiglu(e: Emitter, float32: bool, codes: bool, corrections: tuple[Correction, ...]) -> None:
@@ -102,9 +111,8 @@ def embed(e: Emitter, name: str) -> None:
     """Program step: out[i] = row tokens[i] (int64) of the table of GGUF type `name`, as float32.  Record: EMBED."""
     layout = LAYOUTS[name]
     a = EMBED.read(e, e.args[0])
-    first, end = _share(e, e.load(a.n_rows, I64))
     wide = e.target.lanes if isinstance(layout, FloatLayout) else layout.step_columns  # columns at a time
-    with e.loop(first, end) as row:
+    with tasks(e, e.load(a.n_rows, I64), 1) as row:
         source = a.table + e.load(a.tokens + row * 8, I64) * a.row_bytes
         out, steps = a.out + row * a.out_stride, a.columns // wide
         with e.loop(0, steps) as i:

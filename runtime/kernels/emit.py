@@ -268,6 +268,14 @@ class Emitter:
         """Add to the integer at `address`; return what it was before.  Acquires and releases."""
         return Value(self, self.b.atomic_rmw("add", self._pointer(address), amount.ir, "acq_rel"))
 
+    def compare_exchange(self, address: Value, expected: Value, new: Value) -> tuple[Value, Value]:
+        """Set the integer at `address` to `new` if it is `expected`; return what it was and whether that was so.
+
+        Acquires and releases, and is in one order with all such exchanges and fences.
+        """
+        pair = self.b.cmpxchg(self._pointer(address), expected.ir, new.ir, "seq_cst", "seq_cst")
+        return Value(self, self.b.extract_value(pair, 0)), Value(self, self.b.extract_value(pair, 1))
+
     def atomic_load(self, address: Value, ty: Any) -> Value:
         return Value(self, self.b.load_atomic(self._pointer(address), "acquire", ty.width // 8, typ=ty))
 

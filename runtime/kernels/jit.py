@@ -31,6 +31,7 @@ class Kernel:
     """A function `void(int64 x n_args)` that `emit(emitter, *params)` writes.
 
     Program steps have four arguments: address of the argument record, thread, threads, address of the ticket counter.
+    All that a step does must be drawn from that counter: any of the threads may be missing (sync.py).
     """
 
     emit: Callable[..., None]
