@@ -9,8 +9,9 @@ import math
 import os
 from collections.abc import Callable, Iterator
 
+from ...quant.formats import FORMATS
 from ...quant.gguf_writer import GgufWriter
-from ...quant.recipe import file_type_id, tensor_format
+from ...quant.recipe import ModelSizes, choose_formats, recipe_by_name
 from .shapes import Shape
 from .vocab import SPECIAL, Vocabulary, vocabulary
 from .weights import RandomWeights
@@ -29,16 +30,21 @@ def write_gguf(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write the model `shape` with matrices of `type` to `path`, a piece of a tensor at a time.
+    """Write the model `shape` of file type `type` (quant/recipe.py) to `path`, a piece of a tensor at a time.
 
     Memory holds the packed tensors of one layer, since all layers have the same.  Raises UnsupportedError for an
     unknown type, OutputExistsError when `path` is there and `force` is not given, UsageError when it cannot be written.
     """
-    file_type = file_type_id(type)
-    tensors = {name: (kind, sizes, tensor_format(name, sizes, type)) for name, kind, sizes in _tensors(shape)}
+    recipe = recipe_by_name(type)
+    listed = list(_tensors(shape))
+    chosen = choose_formats(
+        {name: sizes for name, _, sizes in listed}, recipe,
+        ModelSizes("llama", layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads),
+    )  # fmt: skip
+    tensors = {name: (kind, sizes, chosen[name] or FORMATS["f32"]) for name, kind, sizes in listed}
     total, done = sum(math.prod(sizes) for _, sizes, _ in tensors.values()), 0
     with GgufWriter(path, force) as writer, RandomWeights(seed) as weights:
-        _metadata(writer, shape, file_type)
+        _metadata(writer, shape, recipe.file_type)
         for name, (_, sizes, format) in tensors.items():
             writer.declare(name, sizes, format)
         for name, (kind, sizes, format) in tensors.items():
