@@ -32,7 +32,6 @@ MATMUL = Record(
 MATRIX = Record("panels", "panel_bytes", "n_panels", "n_chunks", "y", "y_stride", "bias", "bias_step")
 
 CACHE_LINE = 64
-STRETCH = 512  # columns at a time: the panels' share of them stays in the first-level cache while all rows meet it
 PREFETCH_BYTES = 4096  # how far ahead a single row asks for weights: decoding gains 8 % (2 to 8 KiB do alike)
 
 
@@ -72,50 +71,40 @@ def matmul(e: Emitter, name: str, add: bool) -> None:
 
 def _shape(e: Emitter, layout: Layout) -> tuple[int, int]:
     """Panels and rows of one micro-kernel call."""
-    return e.target.shapes[0 if isinstance(layout, FloatLayout) else layout.groups - 1]
+    return e.target.shapes[isinstance(layout, BlockLayout) and layout.parts > 1]
 
 
 def _rows(
     e: Emitter, layout: Layout, a: Fields, w: Fields, panel: Value, panels: int, first: Value, end: Value, add: bool
 ) -> None:
-    """`panels` panels by rows first..end-1: a stretch of columns after the other, in tiles as high as rows are left."""
+    """`panels` panels by rows first..end-1, in tiles as high as there are rows left."""
     height = _shape(e, layout)[1]
-    stretch = e.select(end - first <= height, a.steps, e.i64(STRETCH // layout.step_columns))
-    with e.loop(0, a.steps, stretch) as begin:
-        steps = (begin, e.min(begin + stretch, a.steps))
-        row = e.var(first)
-        for rows in (height, *(n for n in (8, 4, 2, 1) if n < height)):
-            with e.repeat_while() as go_on_if_full:
-                go_on_if_full(row.value + rows <= end)
-                _tile(e, layout, a, w, panel, row.value, rows, panels, steps, add)
-                row.set(row.value + rows)
+    row = e.var(first)
+    for rows in (height, *(n for n in (8, 4, 2, 1) if n < height)):
+        with e.repeat_while() as go_on_if_full:
+            go_on_if_full(row.value + rows <= end)
+            _tile(e, layout, a, w, panel, row.value, rows, panels, add)
+            row.set(row.value + rows)
 
 
 def _tile(
-    e: Emitter, layout: Layout, a: Fields, w: Fields, panel: Value, row: Value, rows: int, panels: int,
-    steps: tuple[Value, Value], add: bool,
-) -> None:  # fmt: skip
-    """`panels` panels by `rows` rows over the columns of `steps`; the first ones begin the sums, the others go on."""
-    n, (begin, _) = e.target.lanes, steps
+    e: Emitter, layout: Layout, a: Fields, w: Fields, panel: Value, row: Value, rows: int, panels: int, add: bool
+) -> None:
+    """`panels` panels by `rows` rows over all columns."""
+    n = e.target.lanes
     outputs = [[w.y + (row + m) * w.y_stride + (panel + q) * (4 * n) for m in range(rows)] for q in range(panels)]
-    sums = [[e.var(e.zero(vec(F32, n))) for _ in outs] for outs in outputs]
-    with e.when(begin.equals(0)):
-        for q, (outs, lane_sums) in enumerate(zip(outputs, sums, strict=True)):
-            bias = e.load(w.bias + (panel + q) * w.bias_step, vec(F32, n))
-            for out, total in zip(outs, lane_sums, strict=True):
-                total.set(e.load(out, vec(F32, n)) + bias if add else bias)
-    with e.when(begin > 0):
-        for outs, lane_sums in zip(outputs, sums, strict=True):
-            for out, total in zip(outs, lane_sums, strict=True):
-                total.set(e.load(out, vec(F32, n)))
+    sums = []
+    for q, outs in enumerate(outputs):
+        bias = e.load(w.bias + (panel + q) * w.bias_step, vec(F32, n))
+        sums.append([e.var(e.load(out, vec(F32, n)) + bias if add else bias) for out in outs])
     starts = [w.panels + (panel + q) * w.panel_bytes for q in range(panels)]
     if isinstance(layout, FloatLayout):
         sources = [row + m for m in range(rows)]
-        with e.loop(*steps) as i:
+        with e.loop(0, a.steps) as i:
             for start, lane_sums in zip(starts, sums, strict=True):
                 _float_step(e, layout, a, start + i * layout.step_bytes(n), sources, i, lane_sums)
     else:
-        _block_loop(e, layout, a, starts, row, steps, sums)
+        _block_loop(e, layout, a, starts, row, sums)
     for outs, lane_sums in zip(outputs, sums, strict=True):
         for out, total in zip(outs, lane_sums, strict=True):
             e.store(total.value, out)
@@ -132,18 +121,16 @@ def _float_step(
 
 
 def _block_loop(
-    e: Emitter, layout: BlockLayout, a: Fields, panels: list[Value], row: Value,
-    steps: tuple[Value, Value], sums: list[list[Variable]],
-) -> None:  # fmt: skip
+    e: Emitter, layout: BlockLayout, a: Fields, panels: list[Value], row: Value, sums: list[list[Variable]]
+) -> None:
     """Panels by the rows from `row` on, all of one tile: sums[p][r] <n x f32> += their products over all columns."""
     n, tile, alone = e.target.lanes, e.target.tile, len(sums[0]) == 1
     header, size = layout.header_bytes(n), layout.part_bytes(n)
     record, first = a.x + row // tile * a.x_stride, row % tile
-    record = record + steps[0] * a.block_stride * layout.parts
     # Of the first row's codes and correction.  Were they not opaque, LLVM would address one from the other; a product
     # with an indexed operand is two instructions to the CPU, and prompts take up to twice as long.
     at = [e.var(e.opaque(place)) for place in (record + first * ROW_BYTES, record + first * 4 + a.correction)]
-    with e.loop(*steps) as i:
+    with e.loop(0, a.steps) as i:
         blocks = [panel + i * layout.step_bytes(n) for panel in panels]
         if alone:
             for block in blocks:

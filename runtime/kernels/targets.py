@@ -38,8 +38,8 @@ class Target:
     withholds: ClassVar[tuple[str, ...]] = ()  # prefixes of features LLVM may not use here
     lanes: ClassVar[int]
     tile: ClassVar[int]  # activation rows that share a record (activations.py)
-    # Panels by rows of a micro-kernel, for types with one and with two scales in 32 columns; rows divide `tile`.
-    # Two panels share each load of activations: 10 to 20 % faster than one by twice the rows, if the registers suffice.
+    # Panels by rows of a micro-kernel, for blocks of 32 columns and for super-blocks; rows divide `tile`.  Two panels
+    # share each load of activations, but the scales of two super-blocks crowd out the first-level cache.
     shapes: ClassVar[tuple[tuple[int, int], tuple[int, int]]]
     weight_offset: ClassVar[int] = 0  # signed weights are stored as code + offset, so 128 makes them unsigned
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
