@@ -17,6 +17,7 @@ def _option(default: Any, help: str, *flags: str, minimum: int, maximum: int) ->
 
 
 KV_TYPES = ("auto", "f16", "f32")
+ACTIVATIONS = ("int8", "f32")
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,17 @@ class RuntimeOptions:
     cache_type: str = field(
         default="auto",
         metadata={
-            "help": "elements of the KV cache; auto: f32 for a file of float32 weights, otherwise f16",
+            "help": "elements of the KV cache; auto: f32 for float32 weights or --activations f32, otherwise f16",
             "flags": ("-ct", "--cache-type"),
             "choices": KV_TYPES,
+        },
+    )
+    activations: str = field(
+        default="int8",
+        metadata={
+            "help": "what integer weights are multiplied with; f32: exact and slow, to tell what int8 costs",
+            "flags": ("--activations",),
+            "choices": ACTIVATIONS,
         },
     )
 

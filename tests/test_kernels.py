@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import gguf
 import numpy as np
 import pytest
-from kernel_bench import RUNNABLE, Bench, Product, address, tile_codes, tile_scales
+from kernel_bench import RUNNABLE, Bench, Codes, Product, address
 
 from halfbyte.quant.formats import FORMATS
 from halfbyte.runtime.kernels import elementwise as ew
@@ -99,31 +99,25 @@ def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
     x = (rng.standard_normal((5, 96)) * np.array([[1], [1e-3], [300], [1], [1]])).astype(np.float32)
     x[3, 32:64] = 0
     n = np.array([5], np.int64)
-    sink, tile = Sink(False, True, (Correction(-8), Correction(-32, 2), Correction(None))), bench.tile
-    tiles = np.zeros((-(-5 // tile), 3, sink.block_bytes(tile)), np.uint8)
+    corrections = Correction(-8), Correction(-32, 2), Correction(None)
+    codes = Codes(Sink(False, True, corrections), 5, 96, bench.tile)
     record = ew.QUANTIZE.make(
-        n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=96, out=0, out_stride=0, codes=address(tiles),
-        tile_stride=tiles.strides[0], block_stride=tiles.strides[1],
-    )  # fmt: skip
-    bench.run(ew.quantize_kernel(sink), record)
+        n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=96, out=0, out_stride=0, **codes.written()
+    )
+    bench.run(ew.quantize_kernel(codes.sink), record)
     blocks = x.reshape(5, 3, 32)
     largest = np.abs(blocks).max(axis=2)
     with np.errstate(divide="ignore"):
         inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
     want = np.rint(blocks * inverse[..., None]).astype(np.int8)
-    np.testing.assert_array_equal(tile_codes(tiles, tile).reshape(-1, 3, 32)[:5], want)
+    np.testing.assert_array_equal(codes.codes(), want)
     rounded = (largest * np.float32(1 / 127)).astype(np.float16).astype(np.float32)
-    np.testing.assert_array_equal(tile_scales(tiles, tile).reshape(-1, 3)[:5], rounded)
+    np.testing.assert_array_equal(codes.scales(), rounded)
     totals = want.astype(np.int32).sum(axis=2)
-    # int32 [tile, block, correction's group, row] -> [group, row, block]
-    corrections = tiles[:, :, 36 * tile :].copy().view(np.int32).reshape(-1, 3, 4, tile)
-    corrections = corrections.transpose(2, 0, 3, 1).reshape(4, -1, 3)[:, :5]
-    np.testing.assert_array_equal(corrections[0], -8 * totals)
+    np.testing.assert_array_equal(codes.correction(corrections[0])[..., 0], -8 * totals)
     halves = want.reshape(5, 3, 2, 16).astype(np.int32).sum(axis=3)
-    np.testing.assert_array_equal(corrections[1:3], np.moveaxis(-32 * halves, 2, 0))
-    np.testing.assert_array_equal(
-        np.ascontiguousarray(corrections[3]).view(np.float32), (totals * rounded).astype(np.float32)
-    )
+    np.testing.assert_array_equal(codes.correction(corrections[1]), -32 * halves)
+    np.testing.assert_array_equal(codes.correction(corrections[2])[..., 0], (totals * rounded).astype(np.float32))
 
 
 @pytest.mark.parametrize("columns", [64, 172, 8])

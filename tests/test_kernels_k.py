@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import gguf
 import numpy as np
 import pytest
-from kernel_bench import RUNNABLE, Bench, Product, address
+from kernel_bench import HALVES, RUNNABLE, Bench, Product, address, meaning, random_blocks
 
 from halfbyte.quant.formats import LAYOUTS as FILE_LAYOUTS
 from halfbyte.runtime.kernels import elementwise as ew
@@ -19,11 +19,7 @@ from halfbyte.runtime.kernels.matmul import matmul_kernel
 from halfbyte.runtime.kernels.panels import LAYOUTS
 from halfbyte.runtime.kernels.targets import make_target
 
-# Where the float16 scales of a block are.
-HALVES = {
-    "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "q3_k": (108,), "q2_k": (80, 82), "iq4_xs": (0,), "iq4_nl": (0,),
-    "mxfp4": (),
-}  # fmt: skip
+KINDS = ["q4_k", "q5_k", "q6_k", "q3_k", "q2_k", "iq4_xs", "iq4_nl", "mxfp4"]
 
 
 @pytest.fixture(scope="module", params=RUNNABLE)
@@ -31,23 +27,6 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     made = Bench(request.param)
     yield made
     made.pool.close()
-
-
-def random_blocks(name: str, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 [rows, row bytes]: any bytes, and scales of both signs and of ordinary size."""
-    layout = LAYOUTS[name]
-    raw = rng.integers(0, 256, (rows, columns // layout.step_columns, layout.file_step_bytes()), dtype=np.uint8)
-    if name == "mxfp4":
-        raw[..., 0] = rng.integers(118, 126, raw.shape[:2])
-    for at in HALVES[name]:
-        scales = rng.uniform(0.5, 2, raw.shape[:2]) * rng.choice([-1e-2, 1e-2], raw.shape[:2])
-        raw[..., at : at + 2] = scales.astype(np.float16)[..., None].view(np.uint8)
-    return raw.reshape(rows, -1)
-
-
-def meaning(name: str, raw: np.ndarray) -> np.ndarray:
-    """Return float64 [rows, columns] by the independent gguf package."""
-    return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name.upper()]).astype(np.float64)
 
 
 def compare(y: np.ndarray, want: np.ndarray, what: str) -> None:
@@ -59,7 +38,7 @@ def compare(y: np.ndarray, want: np.ndarray, what: str) -> None:
 def test_these_and_the_plain_types_are_all() -> None:
     from test_kernels import PACKABLE
 
-    assert set(PACKABLE) | set(HALVES) == set(LAYOUTS)
+    assert set(PACKABLE) | set(KINDS) == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("name", list(LAYOUTS))
@@ -70,7 +49,7 @@ def test_panels_are_no_larger_than_the_file(name: str) -> None:
     assert layout.step_bytes(16) == 16 * in_file.block_bytes
 
 
-@pytest.mark.parametrize("name", list(HALVES))
+@pytest.mark.parametrize("name", KINDS)
 def test_matmul(bench: Bench, name: str) -> None:
     """Batches that fill tiles and that do not, row counts that fill no panel; each row bit for bit as alone."""
     rng = np.random.default_rng(11)
@@ -90,7 +69,7 @@ def test_matmul(bench: Bench, name: str) -> None:
             np.testing.assert_array_equal(y, alone[:n])
 
 
-@pytest.mark.parametrize("name", list(HALVES))
+@pytest.mark.parametrize("name", KINDS)
 def test_matmul_adds(bench: Bench, name: str) -> None:
     rng = np.random.default_rng(12)
     raw = random_blocks(name, 33, 256, rng)
@@ -104,7 +83,7 @@ def test_matmul_adds(bench: Bench, name: str) -> None:
     compare(product(x, y, add=True, bias=bias), 2 * (want + bias[:33]), "added")
 
 
-@pytest.mark.parametrize("name", list(HALVES))
+@pytest.mark.parametrize("name", KINDS)
 def test_extreme_codes(bench: Bench, name: str) -> None:
     """Largest codes of both signs against activations of 127 and -127: the integer dot product must not saturate."""
     rng = np.random.default_rng(13)
@@ -123,7 +102,7 @@ def test_extreme_codes(bench: Bench, name: str) -> None:
     compare(product(x, product.output(4)), x.astype(np.float64) @ w.T, name)
 
 
-@pytest.mark.parametrize("name", list(HALVES))
+@pytest.mark.parametrize("name", KINDS)
 def test_embed(bench: Bench, name: str) -> None:
     """Rows of a table are exactly what they mean."""
     rng = np.random.default_rng(14)

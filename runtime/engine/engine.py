@@ -35,10 +35,11 @@ Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
 
 
 def _cache_type(file: GgufFile, options: RuntimeOptions) -> str:
-    """The KV cache's elements: who keeps every weight in float32 wants its digits, so rounding keys would be wrong."""
+    """The KV cache's elements: who keeps weights or activations in float32 wants the digits of the keys too."""
     if options.cache_type != "auto":
         return options.cache_type
-    return "f32" if all(view.format.name == "f32" for view in file.tensors.values()) else "f16"
+    exact = options.activations == "f32" or all(view.format.name == "f32" for view in file.tensors.values())
+    return "f32" if exact else "f16"
 
 
 class Engine:
@@ -67,6 +68,7 @@ class Engine:
         self.max_outputs = min(MAX_OUTPUTS, self.n_ubatch)
         self.library = library or host_library()
         self.cache_type = _cache_type(file, options)
+        self._activations = options.activations
         self._closed = False
         need = Tally()
         self._lay_out(file, need)
@@ -99,7 +101,7 @@ class Engine:
             tally.cache if tally else Memory,
         )
         self._inputs = StepInputs(self.n_ubatch, model.frequencies)
-        weights = Weights(file, self.library, tally.weights if tally else Memory)
+        weights = Weights(file, self.library, self._activations, tally.weights if tally else Memory)
         builder = Builder(
             self.library,
             self.n_threads,

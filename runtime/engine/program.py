@@ -103,10 +103,11 @@ class Builder:
         return rows
 
     def _activations(self, use: str, columns: int, into: tuple[Matrix, ...]) -> Activations:
-        corrections = dict.fromkeys(c for m in into if (c := m.layout.correction(self._library.target)) is not None)
+        coded = [m for m in into if m.activations == "int8"]
+        corrections = dict.fromkeys(c for m in coded if (c := m.layout.correction(self._library.target)) is not None)
         sink = Sink(
-            float32=any(m.layout.is_float for m in into),
-            codes=any(not m.layout.is_float for m in into),
+            float32=len(coded) < len(into),
+            codes=bool(coded),
             corrections=tuple(corrections),
         )
         key = (use, columns, self._rows_now, sink)
@@ -175,7 +176,7 @@ class Builder:
         self._matmul(x, [(weight, hidden)], add=True)
 
     def _matmul(self, x: Activations, pairs: list[tuple[Matrix, Rows]], add: bool) -> None:
-        layout = pairs[0][0].layout
+        layout, activations = pairs[0][0].layout, pairs[0][0].activations
         total = sum(w.n_panels for w, _ in pairs)
         panel_bytes = pairs[0][0].panel_bytes
         chunk = max(1, min(TASK_BYTES // panel_bytes, total // (8 * self._threads)))
@@ -188,15 +189,16 @@ class Builder:
             for w, y in pairs
         ])  # fmt: skip
         self._keep.append(matrices)
-        correction = layout.correction(self._library.target)
-        if layout.is_float:
+        correction = None
+        if activations == "f32":
             assert x.rows is not None
             source, stride, row_bytes = x.rows.address, x.rows.stride, 4 * x.columns
         else:
+            correction = layout.correction(self._library.target)
             assert x.codes is not None
             source, stride, row_bytes = x.codes.address, x.tile_stride, x.tile_stride // self._tile
         self._add(
-            matmul_kernel(layout.name, add),
+            matmul_kernel(layout.name, add, activations),
             MATMUL.make(
                 n_rows=self._count[self._counted], steps=x.columns // layout.step_columns, x=source, x_stride=stride,
                 block_stride=x.block_stride,

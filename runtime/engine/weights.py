@@ -23,10 +23,14 @@ from .threads import ThreadPool
 
 @dataclass(frozen=True)
 class Matrix:
-    """A packed weight matrix [rows, columns]: y = x @ matrix.T."""
+    """A packed weight matrix [rows, columns]: y = x @ matrix.T.
+
+    activations: what it is multiplied with, "int8" (blocks of 32 with a scale) or "f32".
+    """
 
     name: str
     layout: Layout
+    activations: str
     rows: int
     columns: int
     panels: int  # address
@@ -47,10 +51,13 @@ class Table:
 
 
 class Weights:
-    """The tensors of one model, each taken by name with the shape that the hyper-parameters promise."""
+    """The tensors of one model, each taken by name with the shape that the hyper-parameters promise.
 
-    def __init__(self, file: GgufFile, library: Library, allocate: Allocate = Memory):
-        self._file, self._library, self._allocate = file, library, allocate
+    activations: what matrices of integer types are multiplied with; those of float types know "f32" only.
+    """
+
+    def __init__(self, file: GgufFile, library: Library, activations: str = "int8", allocate: Allocate = Memory):
+        self._file, self._library, self._activations, self._allocate = file, library, activations, allocate
         self._memory: list[Memory] = []
         self._pending: list[tuple[TensorView, Kernel, NDArray[np.int64]]] = []
         self._vectors: list[NDArray[np.float32]] = []
@@ -106,7 +113,8 @@ class Weights:
         memory = self._allocate(count * panel_bytes, f"tensor {name}")
         self._memory.append(memory)
         self.matrix_bytes += count * panel_bytes
-        self.activation_types.add("f32" if layout.is_float else "int8")
+        activations = "f32" if layout.is_float else self._activations
+        self.activation_types.add(activations)
         record = PACK.make(
             source=view.address(), panels=memory.address, rows=rows, row_bytes=view.nbytes // rows, steps=steps,
             n_panels=count,
@@ -114,7 +122,7 @@ class Weights:
         self._pending.append((view, pack_kernel(layout.name), record))
         has_bias = bias is not None and self.has(bias)
         return Matrix(
-            name, layout, rows, columns, memory.address, panel_bytes, count,
+            name, layout, activations, rows, columns, memory.address, panel_bytes, count,
             self.vector(bias, rows) if has_bias and bias is not None else 0,
         )  # fmt: skip
 

@@ -17,7 +17,8 @@ from .activations import ROW_BYTES
 from .emit import F32, I8, I32, I64, Emitter, Value, Variable, vec
 from .jit import Kernel
 from .layouts import BLOCK, BlockLayout, FloatLayout, Layout
-from .panels import LAYOUTS, load_float, open_block, unpack
+from .panels import LAYOUTS, open_block, unpack
+from .products_f32 import float_step
 from .records import Fields, Record
 from .targets import Steps
 
@@ -35,8 +36,11 @@ CACHE_LINE = 64
 PREFETCH_BYTES = 4096  # how far ahead a single row asks for weights: decoding gains 8 % (2 to 8 KiB do alike)
 
 
-def matmul(e: Emitter, name: str, add: bool) -> None:
-    """Program step.  name: GGUF type of the weights; add: y += bias + instead of y = bias +.  Record: MATMUL."""
+def matmul(e: Emitter, name: str, add: bool, activations: str) -> None:
+    """Program step.  name: GGUF type of the weights; add: y += bias + instead of y = bias +.  Record: MATMUL.
+
+    activations: "int8" (codes with a scale per 32) or "f32", the only one of float types.
+    """
     layout = LAYOUTS[name]
     record, _, _, ticket = e.args
     a = MATMUL.read(e, record)
@@ -62,34 +66,37 @@ def matmul(e: Emitter, name: str, add: bool) -> None:
         first = chunk.value * a.chunk
         end = e.min(first + a.chunk, w.n_panels)
         panel = e.var(first)
-        for panels in dict.fromkeys((_shape(e, layout)[0], 1)):
+        for panels in dict.fromkeys((_shape(e, layout, activations)[0], 1)):
             with e.repeat_while() as go_on_if_wide:
                 go_on_if_wide(panel.value + panels <= end)
-                _rows(e, layout, a, w, panel.value, panels, first_row, end_row, add)
+                _rows(e, layout, activations, a, w, panel.value, panels, first_row, end_row, add)
                 panel.set(panel.value + panels)
 
 
-def _shape(e: Emitter, layout: Layout) -> tuple[int, int]:
+def _shape(e: Emitter, layout: Layout, activations: str) -> tuple[int, int]:
     """Panels and rows of one micro-kernel call."""
-    return e.target.shapes[isinstance(layout, BlockLayout) and layout.parts > 1]
+    wide = isinstance(layout, BlockLayout) and activations == "int8" and layout.parts > 1
+    return e.target.shapes[wide]
 
 
 def _rows(
-    e: Emitter, layout: Layout, a: Fields, w: Fields, panel: Value, panels: int, first: Value, end: Value, add: bool
-) -> None:
+    e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, panel: Value, panels: int,
+    first: Value, end: Value, add: bool,
+) -> None:  # fmt: skip
     """`panels` panels by rows first..end-1, in tiles as high as there are rows left."""
-    height = _shape(e, layout)[1]
+    height = _shape(e, layout, activations)[1]
     row = e.var(first)
     for rows in (height, *(n for n in (8, 4, 2, 1) if n < height)):
         with e.repeat_while() as go_on_if_full:
             go_on_if_full(row.value + rows <= end)
-            _tile(e, layout, a, w, panel, row.value, rows, panels, add)
+            _tile(e, layout, activations, a, w, panel, row.value, rows, panels, add)
             row.set(row.value + rows)
 
 
 def _tile(
-    e: Emitter, layout: Layout, a: Fields, w: Fields, panel: Value, row: Value, rows: int, panels: int, add: bool
-) -> None:
+    e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, panel: Value, row: Value, rows: int,
+    panels: int, add: bool,
+) -> None:  # fmt: skip
     """`panels` panels by `rows` rows over all columns."""
     n = e.target.lanes
     outputs = [[w.y + (row + m) * w.y_stride + (panel + q) * (4 * n) for m in range(rows)] for q in range(panels)]
@@ -98,26 +105,16 @@ def _tile(
         bias = e.load(w.bias + (panel + q) * w.bias_step, vec(F32, n))
         sums.append([e.var(e.load(out, vec(F32, n)) + bias if add else bias) for out in outs])
     starts = [w.panels + (panel + q) * w.panel_bytes for q in range(panels)]
-    if isinstance(layout, FloatLayout):
+    if activations == "f32" or isinstance(layout, FloatLayout):
         sources = [row + m for m in range(rows)]
         with e.loop(0, a.steps) as i:
             for start, lane_sums in zip(starts, sums, strict=True):
-                _float_step(e, layout, a, start + i * layout.step_bytes(n), sources, i, lane_sums)
+                float_step(e, layout, a, start + i * layout.step_bytes(n), sources, i, lane_sums)
     else:
         _block_loop(e, layout, a, starts, row, sums)
     for outs, lane_sums in zip(outputs, sums, strict=True):
         for out, total in zip(outs, lane_sums, strict=True):
             e.store(total.value, out)
-
-
-def _float_step(
-    e: Emitter, layout: FloatLayout, a: Fields, step: Value, rows: list[Value], i: Value, sums: list[Variable]
-) -> None:
-    n = e.target.lanes
-    weights = load_float(e, layout, step, n)
-    for row, total in zip(rows, sums, strict=True):
-        x = e.broadcast(a.x + row * a.x_stride + i * 4, F32, n)
-        total.set(e.fma(weights, x, total.value))
 
 
 def _block_loop(
@@ -195,6 +192,6 @@ def _add_block(
             sums[p][r].set(total)
 
 
-def matmul_kernel(name: str, add: bool) -> Kernel:
-    """The kernel for weights of GGUF type `name`."""
-    return Kernel(matmul, (name, add))
+def matmul_kernel(name: str, add: bool, activations: str = "int8") -> Kernel:
+    """The kernel for weights of GGUF type `name`; types of integer codes read activations as "int8" or "f32"."""
+    return Kernel(matmul, (name, add, "f32" if LAYOUTS[name].is_float else activations))
