@@ -112,7 +112,7 @@ class Codes:
         }  # fmt: skip
 
     def _by_row(self, start: int, groups: int, row_bytes: int) -> np.ndarray:
-        """Bytes `start`.. of each record, uint8 [group, row of the tile, row_bytes] there: [rows, blocks, groups, ...]"""
+        """From byte `start` of each record, uint8 [group, row of the tile, row_bytes], as [rows, blocks, groups, ...]."""
         n_tiles, blocks, _ = self._tiles.shape
         part = self._tiles[:, :, start : start + groups * self._tile * row_bytes]
         part = part.reshape(n_tiles, blocks, groups, self._tile, row_bytes).transpose(0, 3, 1, 2, 4)
@@ -205,8 +205,8 @@ class Product:
             source |= {"x": address(x), "x_stride": x.strides[0]}
         record = self.heap.place(
             MATMUL.make(
-                n_rows=address(n), steps=self.steps, token_block=2 * self.bench.tile, chunk=3, n_matrices=1, matrices=address(matrices),
-                **source,
+                n_rows=address(n), steps=self.steps, token_block=2 * self.bench.tile, chunk=3, n_matrices=1,
+                matrices=address(matrices), **source,
             )
         )  # fmt: skip
         for array in (n, zeros, matrices, record):

@@ -51,7 +51,7 @@ def put(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x: Value) -
         e.store(x, a.out + row * a.out_stride + block * (4 * BLOCK))
     if not sink.codes:
         return
-    largest = e.largest(e.abs(x))
+    largest = e.largest_magnitude(x)  # NaN or infinity: so is the scale, and all that comes of the block is NaN
     positive = largest > 0.0
     inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, largest, 1.0), 0.0)
     codes = e.round(x * inverse.splat(BLOCK)).to(I32)

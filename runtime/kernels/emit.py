@@ -373,19 +373,17 @@ class Emitter:
     def sqrt(self, x: Value) -> Value:
         return self._overloaded("sqrt", x)
 
-    def abs(self, x: Value) -> Value:
-        return self._overloaded("fabs", x)
-
     def round(self, x: Value) -> Value:
         """The nearest whole number, ties to even, as a float."""
         return self._overloaded("rint", x)
 
     def max(self, a: Value, b: Any) -> Value:
-        """The larger of two floats without a NaN among them."""
+        """The larger of two numbers; `b` when one is NaN."""
         b = self.like(a, b)
         return self.select(a > b, a, b)
 
     def min(self, a: Value, b: Any) -> Value:
+        """The smaller of two numbers; `b` when one is NaN."""
         b = self.like(a, b)
         return self.select(a < b, a, b)
 
@@ -402,14 +400,18 @@ class Emitter:
     def largest(self, x: Value) -> Value:
         return self.reduce(x, self.max)
 
+    def largest_magnitude(self, x: Value) -> Value:
+        """The largest |element| of a float32 vector; NaN when it has one, as its bits are the largest integer."""
+        return self.largest(x.view(vec(I32, x.lanes)) & 0x7FFFFFFF).view(F32)
+
     def exp(self, x: Value) -> Value:
-        """e**x for float32, relative error below 2e-7; results under 2**-126 become 0.
+        """e**x for float32, relative error below 2e-7; results under 2**-126 become 0, NaN stays.
 
         x = n*ln2 + r with |r| <= ln2/2 (Cody and Waite's two-part ln2), then a degree-6 Taylor-like polynomial of r,
         then n added to the exponent bits.
         """
         ty = x.type
-        x_in = self.min(self.max(x, -87.33654), 88.72283)
+        x_in = self.min(self.const(ty, 88.72283), self.max(self.const(ty, -87.33654), x))  # in this order NaN passes
         n = self.round(x_in * 1.4426950408889634)
         r = self.fma(n, self.const(ty, -0.693359375), x_in)
         r = self.fma(n, self.const(ty, 2.12194440e-4), r)

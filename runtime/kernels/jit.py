@@ -105,7 +105,7 @@ def kernel_folder(target: Target) -> Path:
 
 
 class Library:
-    """Kernels in memory, by `Kernel`.  Code stays loaded for as long as the process lives."""
+    """Kernels in memory, by `Kernel`.  Code stays loaded for as long as the library, or a function of it, lives."""
 
     def __init__(self, target: Target | None = None):
         self.target = target or host_target()
@@ -150,7 +150,9 @@ class Library:
 
     def function(self, kernel: Kernel) -> Callable[..., None]:
         """Return `kernel` as a Python callable; the interpreter lock is released while it runs."""
-        return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * kernel.n_args)(self.address(kernel))
+        function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * kernel.n_args)(self.address(kernel))
+        function.library = self  # type: ignore[attr-defined]  # who can still call it keeps its code
+        return function
 
 
 @functools.cache

@@ -1,0 +1,304 @@
+"""Every kernel on guarded memory, against NumPy in float64.  Enters: an instruction set, GGUF files; leaves: a line for
+each case that begins and one for its end.
+
+A program of its own, because a kernel that steps beyond its buffers ends it: test_guard_pages.py runs it and tells in
+which case that was.  Inputs are read-only once they are filled; matrices come as a mapped file has them.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from gguf_models import logits, opened
+from guarded import SIDES, GuardedHeap, GuardedMemory
+from kernel_bench import INTEGER, Bench, Codes, Product, address, meaning, random_blocks
+
+from halfbyte.runtime.engine import engine as engine_module
+from halfbyte.runtime.engine.batch import Part, StepInputs
+from halfbyte.runtime.engine.kv_pages import PagePool, Sequence
+from halfbyte.runtime.engine.memory import Memory
+from halfbyte.runtime.engine.program import Builder, Rows
+from halfbyte.runtime.engine.weights import Matrix
+from halfbyte.runtime.kernels import elementwise as ew
+from halfbyte.runtime.kernels.activations import Sink
+from halfbyte.runtime.kernels.layouts import Correction
+from halfbyte.runtime.kernels.panels import LAYOUTS
+
+CORRECTIONS = (Correction(-8), Correction(-32, 2), Correction(None), Correction(None, 2))
+Case = Callable[[Bench, GuardedHeap], None]
+
+
+def near(got: np.ndarray, want: np.ndarray, error: float = 2e-6) -> None:
+    """Assert that the largest difference is at most `error` of the largest value."""
+    found = np.abs(got - want).max() / max(np.abs(want).max(), 1e-30)
+    assert found <= error, f"off by {found:.1e} of the largest value"
+
+
+def frozen(heap: GuardedHeap, array: np.ndarray) -> np.ndarray:
+    """Return a guarded copy that nobody can write to."""
+    placed = heap.place(array)
+    heap.freeze(placed)
+    return placed
+
+
+def product(bench: Bench, heap: GuardedHeap, name: str, activations: str) -> None:
+    """Matrices that fill no panel, one block and several; batches that fill tiles and that do not; bias and add."""
+    rng = np.random.default_rng(31)
+    step = LAYOUTS[name].step_columns
+    shapes = ((37, 35), (1, 1), (16, 64)) if step == 1 else ((37, 2 * step), (1, step), (16, step))
+    for rows, columns in shapes:
+        raw = random_blocks(name, rows, columns, rng)
+        w = meaning(name, raw)
+        for n in (1, 3, 13):
+            made = Product(bench, name, raw, columns, n, activations, heap)
+            x = frozen(heap, rng.standard_normal((n, columns)).astype(np.float32))
+            want = made.quantize(x) @ w.T
+            y = made.output(n)
+            near(made(x, y), want)
+            bias = np.zeros(made.count * bench.lanes, np.float32)
+            bias[:rows] = rng.standard_normal(rows)
+            near(made(x, y, add=True, bias=frozen(heap, bias)), 2 * want + bias[:rows])
+
+
+def embed(bench: Bench, heap: GuardedHeap, name: str) -> None:
+    """Rows of a table, the first and the last among them."""
+    rng = np.random.default_rng(32)
+    columns = 35 if LAYOUTS[name].is_float else LAYOUTS[name].step_columns * 2
+    raw = random_blocks(name, 7, columns, rng)
+    table, tokens = frozen(heap, raw), frozen(heap, np.array([6, 0, 3, 6, 1], np.int64))
+    out, n = heap.place(np.zeros((5, columns), np.float32)), frozen(heap, np.array([5], np.int64))
+    record = ew.EMBED.make(
+        n_rows=address(n), tokens=address(tokens), table=address(table), row_bytes=raw.shape[1], columns=columns,
+        out=address(out), out_stride=out.strides[0],
+    )  # fmt: skip
+    bench.run(ew.embed_kernel(name), frozen(heap, record))
+    near(out, meaning(name, raw)[tokens], 1e-6)
+
+
+class Outputs:
+    """What a row-wise kernel writes: float32 rows and, where 32 divides `columns`, int8 codes."""
+
+    def __init__(self, heap: GuardedHeap, n: int, columns: int, tile: int):
+        codes = columns % 32 == 0
+        self.sink = Sink(True, codes, CORRECTIONS if codes else ())
+        self.out = heap.place(np.zeros((n, columns), np.float32))
+        self.codes = Codes(self.sink, n if codes else 0, columns, tile, heap)
+
+    def fields(self) -> dict[str, int]:
+        return {"out": address(self.out), "out_stride": self.out.strides[0], **self.codes.written()}
+
+    def check(self, want: np.ndarray) -> None:
+        """Compare the rows with float64 `want`, and the codes with the rows."""
+        near(self.out, want, 3e-6)
+        if not self.sink.codes:
+            return
+        blocks = self.out.reshape(len(self.out), -1, 32)
+        largest = np.abs(blocks).max(axis=2, keepdims=True)
+        inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+        codes = np.rint(blocks * inverse).astype(np.int32)
+        scales = (largest[..., 0] * np.float32(1 / 127)).astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(self.codes.codes(), codes)
+        np.testing.assert_array_equal(self.codes.scales(), scales)
+        for correction in CORRECTIONS:
+            totals = codes.reshape(*codes.shape[:2], correction.groups, -1).sum(axis=3)
+            expected = totals * scales[..., None] if correction.factor is None else totals * correction.factor
+            np.testing.assert_array_equal(self.codes.correction(correction), expected)
+
+
+def norm(bench: Bench, heap: GuardedHeap, columns: int, indexed: bool) -> None:
+    rng = np.random.default_rng(33)
+    x = frozen(heap, rng.standard_normal((7, columns)).astype(np.float32) * 3)
+    weight = frozen(heap, rng.standard_normal(columns).astype(np.float32))
+    index = np.array([6, 0, 2, 5], np.int64) if indexed else np.arange(7)
+    index, n = frozen(heap, index), frozen(heap, np.array([len(index)], np.int64))
+    outputs = Outputs(heap, len(index), columns, bench.tile)
+    record = ew.NORM.make(
+        n_rows=address(n), row_index=address(index) if indexed else 0, x=address(x), x_stride=x.strides[0],
+        columns=columns, weight=address(weight), epsilon=1e-5, **outputs.fields(),
+    )  # fmt: skip
+    bench.run(ew.norm_kernel(outputs.sink, indexed), frozen(heap, record))
+    picked = x[index].astype(np.float64)
+    outputs.check(picked / np.sqrt((picked**2).mean(axis=1, keepdims=True) + 1e-5) * weight)
+
+
+def swiglu(bench: Bench, heap: GuardedHeap, columns: int) -> None:
+    rng = np.random.default_rng(34)
+    gate, up = (frozen(heap, rng.standard_normal((3, columns)).astype(np.float32) * 20) for _ in range(2))
+    n, outputs = frozen(heap, np.array([3], np.int64)), Outputs(heap, 3, columns, bench.tile)
+    record = ew.SWIGLU.make(
+        n_rows=address(n), gate=address(gate), up=address(up), x_stride=gate.strides[0], columns=columns,
+        **outputs.fields(),
+    )  # fmt: skip
+    bench.run(ew.swiglu_kernel(outputs.sink), frozen(heap, record))
+    g = gate.astype(np.float64)
+    outputs.check(g / (1 + np.exp(-g)) * up)
+
+
+def quantize(bench: Bench, heap: GuardedHeap, columns: int) -> None:
+    rng = np.random.default_rng(35)
+    x = frozen(heap, rng.standard_normal((5, columns)).astype(np.float32))
+    n, outputs = frozen(heap, np.array([5], np.int64)), Outputs(heap, 5, columns, bench.tile)
+    record = ew.QUANTIZE.make(
+        n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=columns, **outputs.fields()
+    )
+    bench.run(ew.quantize_kernel(outputs.sink), frozen(heap, record))
+    outputs.check(x.astype(np.float64))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# attention: the builder's own records, over buffers of exactly the rows of a step
+
+
+class Heads:
+    """One layer's attention: `heads` query heads share `kv_heads` of `head_dim` columns, of which `n_rot` rotate."""
+
+    def __init__(self, bench: Bench, heap: GuardedHeap, heads: int, kv_heads: int, head_dim: int, n_rot: int, kv: str):
+        self.bench, self.heap, self.kv = bench, heap, kv
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.frequencies = 10000.0 ** (-np.arange(0, n_rot, 2) / n_rot)
+        self.rng = np.random.default_rng(36)
+        self.pages = PagePool(1, kv_heads, head_dim, 192, kv, GuardedMemory)
+        self.said: dict[int, list[np.ndarray]] = {}  # of each sequence: keys and values so far, rotated
+
+    def step(self, sequences: list[Sequence], lengths: list[int]) -> None:
+        """Append so many random rows to each sequence, and compare what attention gives with float64."""
+        n = sum(lengths)
+        inputs = StepInputs(n, self.frequencies)
+        for name in ("tokens", "pages", "slots", "output_rows", "cosine", "sine", "counts"):
+            setattr(inputs, name, self.heap.place(getattr(inputs, name)))
+        inputs.tiles = self.heap.place(inputs.tiles)
+        inputs.fill([Part(s, [0] * length) for s, length in zip(sequences, lengths, strict=True)])
+        builder = Builder(self.bench.library, 2, inputs, self.pages, 1, GuardedMemory)
+        query, key, value = (self._rows(n, count) for count in (self.heads, self.kv_heads, self.kv_heads))
+        before = [rows.memory.array(np.float32, (n, rows.columns)).copy() for rows in (query, key, value)]
+        builder.rope_store(0, query, key, value, self.head_dim, 2 * len(self.frequencies))
+        reader = Matrix("", LAYOUTS["f32"], "f32", 0, 0, 0, 0, 0, 0)  # takes float32 rows: they are what is compared
+        out = builder.attention(0, query, self.kv_heads, self.head_dim, into=(reader,)).rows
+        self.bench.pool.run(builder.finish().steps)
+        got = out.memory.array(np.float32, (n, out.stride // 4))[:, : out.columns]
+        near(got, self._expected(sequences, lengths, *before), 3e-6)
+
+    def _rows(self, n: int, heads: int) -> Rows:
+        columns = heads * self.head_dim
+        memory = GuardedMemory(4 * n * columns, "rows")
+        memory.array(np.float32, (n, columns))[:] = self.rng.standard_normal((n, columns))
+        return Rows(memory, columns, 4 * columns)
+
+    def _expected(
+        self, sequences: list[Sequence], lengths: list[int], q: np.ndarray, k: np.ndarray, v: np.ndarray
+    ) -> np.ndarray:
+        rows, first = [], 0
+        for sequence, length in zip(sequences, lengths, strict=True):
+            here, start = slice(first, first + length), len(sequence) - length
+            first += length
+            stored = np.float16 if self.kv == "f16" else np.float32
+            keys = self._rotated(k[here], start).astype(stored).astype(np.float64)
+            values = v[here].reshape(length, -1, self.head_dim).astype(stored).astype(np.float64)
+            said = self.said.setdefault(id(sequence), [keys[:0], values[:0]])
+            said[:] = [np.concatenate([a, b]) for a, b in zip(said, (keys, values), strict=True)]
+            keys, values = (np.repeat(held, self.heads // self.kv_heads, axis=1) for held in said)
+            for i, query in enumerate(self._rotated(q[here], start).astype(np.float64)):
+                scores = np.einsum("hd,khd->hk", query, keys[: start + i + 1]) / np.sqrt(self.head_dim)
+                shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+                shares /= shares.sum(axis=1, keepdims=True)
+                rows.append(np.einsum("hk,khd->hd", shares, values[: start + i + 1]).reshape(-1))
+        return np.array(rows)
+
+    def _rotated(self, x: np.ndarray, start: int) -> np.ndarray:
+        """x float32 [rows, columns] -> [rows, heads, head_dim], the first pairs of each head rotated.
+
+        In float32, as whatever is rounded to float16 next must have its last bit right.
+        """
+        x = x.reshape(len(x), -1, self.head_dim)
+        angles = np.arange(start, start + len(x))[:, None, None] * self.frequencies
+        cosine, sine = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        n_rot, out = 2 * len(self.frequencies), x.copy()
+        a, b = x[..., 0:n_rot:2], x[..., 1:n_rot:2]
+        out[..., 0:n_rot:2], out[..., 1:n_rot:2] = a * cosine - b * sine, a * sine + b * cosine
+        return out
+
+
+def attention(bench: Bench, heap: GuardedHeap, heads: int, kv_heads: int, head_dim: int, n_rot: int, kv: str) -> None:
+    """Two sequences whose pages interleave and fill the pool to its last position; then one token each and a prompt."""
+    made = Heads(bench, heap, heads, kv_heads, head_dim, n_rot, kv)
+    first, second = Sequence(made.pages), Sequence(made.pages)
+    for sequence in (first, second):
+        sequence.offsets = heap.place(sequence.offsets)
+    for lengths in ([33, 1], [1, 1], [29, 30], [1, 31], [64, 1]):
+        made.step([first, second], lengths)
+    assert len(first) == 128 and len(second) == 64 and not made.pages.free_pages
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# whole models
+
+
+def model(bench: Bench, heap: GuardedHeap, file: Path, activations: str) -> None:
+    """A prompt and some tokens: the bits that the engine gives on ordinary memory."""
+    ids = np.random.default_rng(37).integers(0, 400, 64).tolist()
+    found = []
+    for memory in (Memory, GuardedMemory):
+        engine_module.Memory = memory
+        with opened(file, bench.library, threads=2, context=64, ubatch=40, activations=activations) as engine:
+            sequence = engine.new_sequence()
+            found.append(
+                [logits(engine, ids[:60], sequence, at_once=40), logits(engine, ids[60:], sequence, at_once=1)]
+            )
+    for plain, guarded in zip(*found, strict=True):
+        np.testing.assert_array_equal(plain, guarded)
+        assert np.isfinite(guarded).all()
+
+
+def cases(files: list[Path]) -> Iterator[tuple[str, Case]]:
+    """Name and function of each case."""
+    for name in LAYOUTS:
+        modes = ("int8", "f32") if name in INTEGER else ("f32",)
+        for activations in modes:
+            label = f"pack and matmul {name} x {activations}"
+            yield label, functools.partial(product, name=name, activations=activations)
+        yield f"embed {name}", functools.partial(embed, name=name)
+    for columns in (1, 35, 64, 160):
+        yield f"norm of {columns}", functools.partial(norm, columns=columns, indexed=False)
+        yield f"swiglu of {columns}", functools.partial(swiglu, columns=columns)
+        yield f"quantize of {columns}", functools.partial(quantize, columns=columns)
+    yield "norm of picked rows", functools.partial(norm, columns=64, indexed=True)
+    for heads, kv_heads, head_dim, n_rot, kv in (
+        (4, 2, 16, 16, "f16"), (4, 2, 16, 16, "f32"), (7, 1, 24, 8, "f16"), (2, 2, 6, 6, "f32"), (3, 1, 80, 80, "f16"),
+    ):  # fmt: skip
+        yield (
+            f"rope and attention, {heads} heads of {head_dim} by {kv_heads}, {kv}",
+            functools.partial(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, n_rot=n_rot, kv=kv),
+        )
+    for file in files:
+        for activations in ("int8", "f32"):
+            yield f"model {file.stem} x {activations}", functools.partial(model, file=file, activations=activations)
+
+
+def main(target: str, after: str, *files: str) -> None:
+    """Run the cases that come behind the one called `after` ("": all)."""
+    faulthandler.enable()
+    bench, wanted = Bench(target), not after
+    for name, case in cases([Path(file) for file in files]):
+        for side in SIDES:
+            label = f"{name}, {side}"
+            if wanted:
+                print(f"begin {label}", flush=True)
+                heap = GuardedMemory.heap = GuardedHeap(side)
+                try:
+                    case(bench, heap)
+                    heap.check()
+                except AssertionError as error:
+                    print(f"failed {' '.join(str(error).split())}", flush=True)
+                else:
+                    print("passed", flush=True)
+            wanted = wanted or label == after
+    bench.pool.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
