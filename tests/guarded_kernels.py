@@ -7,6 +7,7 @@ which case that was.  Inputs are read-only once they are filled; matrices come a
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import functools
 import sys
@@ -162,8 +163,18 @@ class Heads:
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.frequencies = 10000.0 ** (-np.arange(0, n_rot, 2) / n_rot)
         self.rng = np.random.default_rng(36)
-        self.pages = PagePool(1, kv_heads, head_dim, 192, kv, GuardedMemory)
+
+    def sequences(self, n: int, context: int) -> list[Sequence]:
+        """Return `n` empty sequences of a new pool, in which nothing is a number but what is written."""
+        self.pages = PagePool(1, self.kv_heads, self.head_dim, context, self.kv, GuardedMemory)
+        for addresses in self.pages.layers:
+            for start in addresses:
+                ctypes.memset(start, 0xFF, self.pages.n_pages * self.pages.page_bytes)
         self.said: dict[int, list[np.ndarray]] = {}  # of each sequence: keys and values so far, rotated
+        made = [Sequence(self.pages) for _ in range(n)]
+        for sequence in made:
+            sequence.offsets = self.heap.place(sequence.offsets)
+        return made
 
     def step(self, sequences: list[Sequence], lengths: list[int]) -> None:
         """Append so many random rows to each sequence, and compare what attention gives with float64."""
@@ -224,14 +235,16 @@ class Heads:
 
 
 def attention(bench: Bench, heap: GuardedHeap, heads: int, kv_heads: int, head_dim: int, n_rot: int, kv: str) -> None:
-    """Two sequences whose pages interleave and fill the pool to its last position; then one token each and a prompt."""
+    """Two sequences whose pages interleave and fill the pool to its last position, and one that does so alone."""
     made = Heads(bench, heap, heads, kv_heads, head_dim, n_rot, kv)
-    first, second = Sequence(made.pages), Sequence(made.pages)
-    for sequence in (first, second):
-        sequence.offsets = heap.place(sequence.offsets)
+    both = made.sequences(2, 192)
     for lengths in ([33, 1], [1, 1], [29, 30], [1, 31], [64, 1]):
-        made.step([first, second], lengths)
-    assert len(first) == 128 and len(second) == 64 and not made.pages.free_pages
+        made.step(both, lengths)
+    assert [len(sequence) for sequence in both] == [128, 64]
+    assert not made.pages.free_pages
+    alone = made.sequences(1, 128)
+    for length in (63, 1, 63, 1):
+        made.step(alone, [length])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
