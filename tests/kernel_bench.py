@@ -112,7 +112,7 @@ class Codes:
         }  # fmt: skip
 
     def _by_row(self, start: int, groups: int, row_bytes: int) -> np.ndarray:
-        """uint8 [group, row of the tile, row_bytes] at byte `start` of each record, as [rows, blocks, groups, row_bytes]."""
+        """uint8 [group, row, row_bytes] from byte `start` of each record, as [rows, blocks, groups, row_bytes]."""
         n_tiles, blocks, _ = self._tiles.shape
         part = self._tiles[:, :, start : start + groups * self._tile * row_bytes]
         part = part.reshape(n_tiles, blocks, groups, self._tile, row_bytes).transpose(0, 3, 1, 2, 4)
