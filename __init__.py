@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .convert import convert_checkpoint
+    from .quant.quantize import quantize_file
     from .runtime.llm import LLM
     from .runtime.sampling.params import SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "convert_checkpoint"]
+__all__ = ["LLM", "SamplingParams", "convert_checkpoint", "quantize_file"]
 
-_HOME = {"LLM": ".runtime.llm", "SamplingParams": ".runtime.sampling.params", "convert_checkpoint": ".convert"}
+_HOME = {
+    "LLM": ".runtime.llm",
+    "SamplingParams": ".runtime.sampling.params",
+    "convert_checkpoint": ".convert",
+    "quantize_file": ".quant.quantize",
+}
 
 
 def __getattr__(name: str) -> Any:

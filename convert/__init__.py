@@ -3,7 +3,7 @@
 report = convert_checkpoint("SmolLM-135M", "smollm.gguf", type="q4_0")
 """
 
-from .conversion import convert_checkpoint
-from .report import ConversionReport, TensorReport
+from ..quant.report import ConversionReport, TensorReport
+from .conversion import convert_checkpoint, plan_conversion
 
-__all__ = ["ConversionReport", "TensorReport", "convert_checkpoint"]
+__all__ = ["ConversionReport", "TensorReport", "convert_checkpoint", "plan_conversion"]

@@ -1,44 +1,31 @@
 """The whole conversion.  Enters: a checkpoint folder and a type; leaves: a GGUF file and its `ConversionReport`.
 
-Everything is read and checked before the output is opened.  Then each tensor goes through in pieces of a few megabytes,
-one piece a thread: read, permuted, rounded, compared with what was read, written.
+Everything is read and checked before the output is opened.  Then the tensors go through `quant.tensor_stream`.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from ..errors import ModelFileError, UsageError
-from ..quant.formats import FORMATS, BlockFormat, first_nonfinite
+from ..quant.formats import FORMATS, BlockFormat
+from ..quant.gguf_types import QUANTIZATION_VERSION
 from ..quant.gguf_writer import GgufWriter
-from ..quant.recipe import ModelSizes, choose_formats, parse_override, recipe_by_name
+from ..quant.recipe import ModelSizes, Override, Recipe, choose_formats, parse_override, recipe_by_name
+from ..quant.report import ConversionReport, Meter, TensorPlan
+from ..quant.tensor_stream import Progress, TensorSource, write_tensors
 from .archs import plan_checkpoint
 from .checkpoint import Checkpoint
 from .plan import Entry, Plan, PlannedTensor
-from .report import ConversionReport, TensorReport
 from .vocab import vocab_entries
 
 DEFAULT_TYPE = "q8_0"
-QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-
-PIECE = 1 << 20
-"""Elements of one piece: 4 MB as float32, which stays in a core's cache."""
-
-
-class Progress(Protocol):
-    """Called after each piece with the elements done, those in all, and the tensor's name."""
-
-    def __call__(self, done: int, total: int, name: str) -> None: ...
 
 
 def convert_checkpoint(
@@ -60,13 +47,12 @@ def convert_checkpoint(
     pure          all matrices get one format, token embeddings and output included
     tensor_types  "REGEX=FORMAT": formats of the tensors in whose name the regex is found; the first counts
 
-    Raises UsageError (nothing to convert, output exists or cannot be written), UnsupportedError (architecture, setting,
-    type or tokenizer), ModelFileError (a damaged file, or files that contradict each other).  On any error nothing is
-    left under the name `out`.
+    Raises UsageError (nothing to convert, a regex that matches nothing, output exists or cannot be written),
+    UnsupportedError (architecture, setting, type, format or tokenizer), ModelFileError (a damaged file, or files that
+    contradict each other).  On any error nothing is left under the name `out`.
     """
-    started, memory = time.perf_counter(), _memory("VmRSS")
-    recipe = recipe_by_name(type)
-    overrides = [parse_override(text) for text in tensor_types]
+    meter = Meter()
+    recipe, overrides = recipe_by_name(type), [parse_override(text) for text in tensor_types]
     source = Path(src)
     target = Path(out) if out is not None else Path(f"{source.resolve().name}-{recipe.name.upper()}.gguf")
     with Checkpoint(source) as checkpoint:
@@ -77,25 +63,31 @@ def convert_checkpoint(
             *plan.metadata,
             *vocab_entries(source, checkpoint.config, plan.vocab_rows),
         ]
-        shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
-        chosen = choose_formats(shapes, recipe, _sizes(plan), pure, overrides)
-        formats = [chosen[tensor.name] or FORMATS["f32"] for tensor in plan.tensors]
+        tensors = _sources(checkpoint, plan, recipe, pure, overrides)
         with GgufWriter(target, force) as writer:
             for entry in entries:
                 _add(writer, entry)
-            for tensor, format in zip(plan.tensors, formats, strict=True):
-                writer.declare(tensor.name, tensor.shape, format)
-            reports = _write_tensors(writer, checkpoint, plan.tensors, formats, progress)
+            reports = write_tensors(writer, tensors, progress)
             checkpoint.check_unchanged()
     return ConversionReport(
         path=target,
         type=recipe.name,
-        tensors=tuple(reports),
+        tensors=reports,
         file_bytes=target.stat().st_size,
-        seconds=time.perf_counter() - started,
-        peak_growth=_peak_growth(memory),
+        seconds=meter.seconds(),
+        peak_growth=meter.peak_growth(),
         notes=plan.notes,
     )
+
+
+def plan_conversion(
+    src: str | os.PathLike[str], type: str = DEFAULT_TYPE, *, pure: bool = False, tensor_types: Sequence[str] = ()
+) -> tuple[TensorPlan, ...]:
+    """Return the tensors that `convert_checkpoint` would write, without reading any; raises what it raises."""
+    recipe, overrides = recipe_by_name(type), [parse_override(text) for text in tensor_types]
+    with Checkpoint(Path(src)) as checkpoint:
+        tensors = _sources(checkpoint, plan_checkpoint(checkpoint), recipe, pure, overrides)
+        return tuple(tensor.plan for tensor in tensors)
 
 
 def _check_target(target: Path, checkpoint: Checkpoint) -> None:
@@ -149,87 +141,29 @@ def _add(writer: GgufWriter, entry: Entry) -> None:
 # --------------------------------------------------------------------------------------------------- the tensors
 
 
-_Result = tuple[np.ndarray, float, float, int]
-"""Packed data uint8 of one piece, its squares lost and there (see _Sums), and its elements."""
+def _sources(
+    checkpoint: Checkpoint, plan: Plan, recipe: Recipe, pure: bool, overrides: Sequence[Override]
+) -> list[TensorSource]:
+    """Return the tensors in the order of the file, each with its format; what no type rounds is written as F32."""
+    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+    chosen = choose_formats(shapes, recipe, _sizes(plan), pure, overrides)
+    return [_source(checkpoint, tensor, chosen[tensor.name] or FORMATS["f32"]) for tensor in plan.tensors]
 
 
-class _Sums:
-    """Running sums of one tensor: squares of what was lost, and of what there was."""
-
-    def __init__(self) -> None:
-        self.lost = self.there = 0.0
-
-    def relative_error(self) -> float:
-        """Return the relative error so far (TensorReport says what it is)."""
-        if self.lost == 0:
-            return 0.0
-        return math.sqrt(self.lost / self.there) if self.there else math.inf
+def _source(checkpoint: Checkpoint, tensor: PlannedTensor, format: BlockFormat) -> TensorSource:
+    return TensorSource(
+        tensor.name,
+        tensor.shape,
+        format,
+        rows=partial(_rows, checkpoint, tensor),
+        error=partial(_error, checkpoint, tensor),
+        release=partial(_release, checkpoint, tensor),
+    )
 
 
-def _write_tensors(
-    writer: GgufWriter,
-    checkpoint: Checkpoint,
-    tensors: tuple[PlannedTensor, ...],
-    formats: list[BlockFormat],
-    progress: Progress | None,
-) -> list[TensorReport]:
-    total, done = sum(math.prod(tensor.shape) for tensor in tensors), 0
-    reports = []
-    with ThreadPoolExecutor(_threads()) as pool:
-        for tensor, format in zip(tensors, formats, strict=True):
-            sums = _Sums()
-            report_from = partial(progress, total=total, name=tensor.name) if progress is not None else None
-            results = _in_order(pool, _jobs(checkpoint, tensor, format))
-            writer.write(tensor.name, _collect(results, sums, done, report_from))
-            done += math.prod(tensor.shape)
-            if tensor.source is not None:
-                checkpoint.release(tensor.source)
-            nbytes = format.nbytes(tensor.shape)
-            reports.append(TensorReport(tensor.name, format.name, tensor.shape, nbytes, sums.relative_error()))
-    return reports
-
-
-def _collect(
-    results: Iterator[_Result], sums: _Sums, done: int, report: Callable[[int], None] | None
-) -> Iterator[np.ndarray]:
-    """Yield the packed data of each result, adding up the sums and reporting elements done."""
-    for packed, lost, there, elements in results:
-        sums.lost += lost
-        sums.there += there
-        done += elements
-        if report is not None:
-            report(done)
-        yield packed
-
-
-def _jobs(checkpoint: Checkpoint, tensor: PlannedTensor, format: BlockFormat) -> Iterator[Callable[[], _Result]]:
-    """Yield one job for each piece of the tensor, in order."""
-    columns = tensor.shape[-1]
-    count = math.prod(tensor.shape) // columns
-    step = max(1, PIECE // columns)
-    for begin in range(0, count, step):
-        yield partial(_piece, checkpoint, tensor, format, begin, min(begin + step, count))
-
-
-def _piece(checkpoint: Checkpoint, tensor: PlannedTensor, format: BlockFormat, begin: int, end: int) -> _Result:
-    rows = _rows(checkpoint, tensor, begin, end)
-    where = first_nonfinite(rows)
-    if where is not None:
-        row, column = divmod(where, rows.shape[1])
-        index = [column] if len(tensor.shape) == 1 else [begin + row, column]
-        raise _error(checkpoint, tensor, f"is {rows[row, column]} at {index} (of {list(tensor.shape)} as written)")
-    if format.name == "f32":
-        return rows.view(np.uint8), 0.0, 1.0, rows.size
-    packed = format.quantize(rows)
-    lost = format.dequantize(packed)
-    lost -= rows
-    sum_lost, sum_there = _square_sum(lost), _square_sum(rows)
-    if not math.isfinite(sum_lost):
-        largest = float(np.abs(rows).max())
-        raise _error(
-            checkpoint, tensor, f"holds {largest:g}, which is too large for {format.name}; f32 and bf16 hold it"
-        )
-    return packed, sum_lost, sum_there, rows.size
+def _release(checkpoint: Checkpoint, tensor: PlannedTensor) -> None:
+    if tensor.source is not None:
+        checkpoint.release(tensor.source)
 
 
 def _rows(checkpoint: Checkpoint, tensor: PlannedTensor, begin: int, end: int) -> np.ndarray:
@@ -246,53 +180,6 @@ def _rows(checkpoint: Checkpoint, tensor: PlannedTensor, begin: int, end: int) -
     return checkpoint.rows(tensor.source, first, int(wanted.max()) + 1)[wanted - first]
 
 
-def _square_sum(values: np.ndarray) -> float:
-    flat = values.reshape(-1)
-    return float(np.dot(flat, flat))
-
-
 def _error(checkpoint: Checkpoint, tensor: PlannedTensor, message: str) -> ModelFileError:
     path = checkpoint.file_of(tensor.source) if tensor.source is not None else checkpoint.config.path
     return ModelFileError(path, message, place=f"tensor {tensor.source or tensor.name}")
-
-
-def _in_order(pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], _Result]]) -> Iterator[_Result]:
-    """Run the jobs on the pool and yield their results in order, with only a few of them waiting at any time."""
-    waiting: deque[Future[_Result]] = deque()
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(job))
-            if len(waiting) > _threads() + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _threads() -> int:
-    """Return how many cores the conversion uses: those of this process, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
-
-
-# ---------------------------------------------------------------------------------------------------- the memory
-
-
-def _memory(field: str) -> int | None:
-    """Return "VmRSS" (held now) or "VmHWM" (the peak) of this process in bytes; None where there is no /proc.
-
-    Not getrusage: its peak begins with that of the process that started this one.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-    except (OSError, StopIteration):
-        return None
-
-
-def _peak_growth(before: int | None) -> int | None:
-    """Return by how much the process's peak exceeds `before`; an earlier peak of the same process counts too."""
-    peak = _memory("VmHWM")
-    return max(0, peak - before) if peak is not None and before is not None else None

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..cache import cache_folder
 from ..errors import HalfbyteWarning
-from .conversion import DEFAULT_TYPE, Progress, convert_checkpoint
+from ..quant.tensor_stream import Progress
+from .conversion import DEFAULT_TYPE, convert_checkpoint
 
 SAMPLE = Path(__file__).parent / "sample"
 """The checkpoint's folder, with what it is measured on."""

@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import stat
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -81,7 +82,7 @@ class GgufFile:
         self.alignment = header.alignment
         self.file_size = file_size
         self.data_end = header.data_end
-        self._entries = header.entries
+        self._entries, self._data = header.entries, header.data
         self._map = mapped
         self.metadata: Mapping[str, Value] = _Metadata(path, header)
         self.tensors: Mapping[str, TensorView] = MappingProxyType(
@@ -104,6 +105,16 @@ class GgufFile:
     def value_type(self, key: str) -> str:
         """Return the GGUF type of a value: "uint32", "string", "array[string]" ...; KeyError when it is not there."""
         return _type_name(self._entries[key])
+
+    def encoded(self, key: str) -> bytes:
+        """Return the type and the value of `key` as the file has them, for `GgufWriter.add_encoded`."""
+        entry = self._entries[key]
+        raw = bytes(self._data[entry.start : entry.end])
+        if entry.element is not None:
+            count = len(entry.ends) if entry.ends is not None else len(raw) // entry.element.nbytes
+            return struct.pack("<IIQ", entry.type.id, entry.element.id, count) + raw
+        length = struct.pack("<Q", len(raw)) if entry.type is STRING else b""
+        return struct.pack("<I", entry.type.id) + length + raw
 
     def bad_value(self, key: str, message: str) -> ModelFileError:
         """Return the error to raise when the value of `key` cannot be: it names file, key and byte offset."""

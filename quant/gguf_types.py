@@ -15,6 +15,7 @@ from functools import cached_property
 
 MAGIC = b"GGUF"
 VERSION = 3
+QUANTIZATION_VERSION = 2  # of the block formats: GGML_QNT_VERSION
 READABLE_VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 ALIGNMENT_KEY = "general.alignment"

@@ -125,6 +125,10 @@ class GgufWriter:
         body = b"".join(_encode(value, type) for value in values)
         self._add(key, struct.pack("<IIQ", ARRAY.id, VALUE_TYPE_NAMES[type].id, len(values)) + body)
 
+    def add_encoded(self, key: str, encoded: bytes) -> None:
+        """Add a type and a value as `GgufFile.encoded` returns them."""
+        self._add(key, encoded)
+
     def declare(self, name: str, shape: Sequence[int], format: BlockFormat) -> None:
         """Announce a tensor of `shape` (rows first).  All tensors are declared before the first is written."""
         if self._header:

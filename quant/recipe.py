@@ -144,7 +144,8 @@ _EIGHT_EXPERTS_OUTPUT_Q5_K = {"q2_k", "q3_k_s", "q3_k_m", "iq4_nl", "q4_k_s", "q
 _FALLBACKS = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "iq4_xs": "iq4_nl"}
 """What takes the place of blocks of 256 that do not divide a row; F16 where 32 does not divide it either."""
 
-_PLAIN = ("f32", "f16", "bf16")
+PLAIN = ("f32", "f16", "bf16")
+"""Formats that round nothing in blocks."""
 
 # Small matrices that no type rounds, by a part of their names.
 _KEPT = (
@@ -223,7 +224,7 @@ def choose_formats(
     for name in sorted(rounded, key=lambda name: (_layer(name), name)):
         format = next((override.format for override in overrides if override.pattern.search(name)), None)
         if format is None:
-            format = FORMATS[recipe.format if pure or recipe.format in _PLAIN else chooser.choose(name)]
+            format = FORMATS[recipe.format if pure or recipe.format in PLAIN else chooser.choose(name)]
         chosen[name] = _that_fits(format, tensors[name][-1])
     return chosen
 

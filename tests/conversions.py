@@ -1,4 +1,4 @@
-"""Helpers of the converter's tests: convert, read the result with the gguf package, expect a refusal."""
+"""Helpers of the converter's tests: convert, read the result with the gguf package, run a command, expect a refusal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import gguf
 import pytest
 import tiny
 
-from halfbyte import convert_checkpoint
+from halfbyte import cli, convert_checkpoint
 
 
 def converted(folder: Path, type: str = "f32", **fields: Any) -> tuple[tiny.Tiny, Path]:
@@ -57,3 +57,20 @@ def refused(folder: Path, error: type[Exception], *said: str, **options: Any) ->
         assert words in message
     assert "\n" not in message
     assert list(out.parent.iterdir()) == []
+
+
+def run_command(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    """Return exit code, standard output and standard error of `halfbyte ARGV`, run in this process."""
+    code = cli.main([*map(str, argv)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def mistake(capsys: pytest.CaptureFixture[str], code: int, *argv: object) -> str:
+    """Run a command that must fail with `code` and one line; return the line."""
+    found, out, err = run_command(capsys, *argv)
+    assert (found, out) == (code, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err

@@ -134,7 +134,7 @@ def test_every_type_has_the_bytes_of_the_gguf_package(tmp_path: Path, type: str,
 
 def test_big_tensors_are_cut_into_pieces_that_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With pieces of 7 rows every tensor, permuted ones too, takes several."""
-    monkeypatch.setattr("halfbyte.convert.conversion.PIECE", 64 * 7)
+    monkeypatch.setattr("halfbyte.quant.tensor_stream.PIECE", 64 * 7)
     spec, file = converted(tmp_path, "q4_1", layers=1)
     with open_gguf(file) as ours:
         for tensor in expected(spec):

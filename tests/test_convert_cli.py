@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conversions
 import pytest
 import tiny
+from conversions import run_command
 
-from halfbyte import cli
 from halfbyte.quant.gguf_reader import open_gguf
 
 DATA = os.environ.get("HALFBYTE_TEST_DATA")
@@ -19,19 +20,12 @@ DATA = os.environ.get("HALFBYTE_TEST_DATA")
 
 def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
     """Return exit code, standard output and standard error of `halfbyte convert ARGV`."""
-    code = cli.main(["convert", *map(str, argv)])
-    out, err = capsys.readouterr()
-    return code, out, err
+    return run_command(capsys, "convert", *argv)
 
 
 def mistake(capsys: pytest.CaptureFixture[str], code: int, *argv: object) -> str:
     """Run a conversion that must fail with `code` and one line; return the line."""
-    found, out, err = run(capsys, *argv)
-    assert (found, out) == (code, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    return err
+    return conversions.mistake(capsys, code, "convert", *argv)
 
 
 def test_table_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

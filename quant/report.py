@@ -1,32 +1,52 @@
-"""What a conversion did.  Enters: figures tensor by tensor; leaves: sums by type, as an object or as JSON."""
+"""What was written, or would be.  Enters: figures tensor by tensor; leaves: sums by type, as an object or as JSON."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
-class TensorReport:
-    """One tensor as it was written.
-
-    shape           rows first
-    nbytes          bytes of its data in the file
-    relative_error  root of sum((written - source)^2) / sum(source^2), over float32 values; 0 is exact
-    """
+class TensorPlan:
+    """One tensor as it is to be written: its format, its shape (rows first), and the bytes of its data in the file."""
 
     name: str
     format: str
     shape: tuple[int, ...]
     nbytes: int
-    relative_error: float
 
     @property
     def elements(self) -> int:
         """How many weights it has."""
         return math.prod(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tensor as values that `json.dumps` takes."""
+        return {"name": self.name, "type": self.format, "shape": list(self.shape), "bytes": self.nbytes}
+
+
+@dataclass(frozen=True)
+class TensorReport(TensorPlan):
+    """One tensor as it was written.
+
+    relative_error  root of sum((written - source)^2) / sum(source^2), over float32 values; 0 is exact
+    """
+
+    relative_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tensor as values that `json.dumps` takes."""
+        return super().to_json() | {"relative_error": self.relative_error}
+
+
+def bits_per_weight(tensors: Iterable[TensorPlan]) -> float:
+    """Return the bits of tensor data for each weight."""
+    held = list(tensors)
+    return 8 * sum(tensor.nbytes for tensor in held) / sum(tensor.elements for tensor in held)
 
 
 @dataclass(frozen=True)
@@ -47,7 +67,7 @@ class TypeSummary:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """A finished conversion.
+    """A finished conversion, of a checkpoint or of a GGUF file into another type.
 
     path         the GGUF file
     type         the type that was asked for
@@ -69,7 +89,7 @@ class ConversionReport:
     @property
     def bits_per_weight(self) -> float:
         """Bits of tensor data for each weight of the model."""
-        return 8 * sum(t.nbytes for t in self.tensors) / sum(t.elements for t in self.tensors)
+        return bits_per_weight(self.tensors)
 
     def by_type(self) -> list[TypeSummary]:
         """Return one summary a format, the one with most bytes first."""
@@ -109,14 +129,33 @@ class ConversionReport:
                 }
                 for summary in self.by_type()
             ],
-            "tensors": [
-                {
-                    "name": tensor.name,
-                    "type": tensor.format,
-                    "shape": list(tensor.shape),
-                    "bytes": tensor.nbytes,
-                    "relative_error": tensor.relative_error,
-                }
-                for tensor in self.tensors
-            ],
+            "tensors": [tensor.to_json() for tensor in self.tensors],
         }
+
+
+class Meter:
+    """Measures a conversion from when it is made."""
+
+    def __init__(self) -> None:
+        self._started, self._memory = time.perf_counter(), _memory("VmRSS")
+
+    def seconds(self) -> float:
+        """Return the wall time so far."""
+        return time.perf_counter() - self._started
+
+    def peak_growth(self) -> int | None:
+        """Return by how many bytes the process's peak exceeds what it held; an earlier peak of it counts too."""
+        peak = _memory("VmHWM")
+        return max(0, peak - self._memory) if peak is not None and self._memory is not None else None
+
+
+def _memory(field: str) -> int | None:
+    """Return "VmRSS" (held now) or "VmHWM" (the peak) of this process in bytes; None where there is no /proc.
+
+    Not getrusage: its peak begins with that of the process that started this one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    except (OSError, StopIteration):
+        return None
