@@ -16,7 +16,7 @@ def _option(default: Any, help: str, *flags: str, minimum: int, maximum: int) ->
     return field(default=default, metadata={"help": help, "flags": flags, "minimum": minimum, "maximum": maximum})
 
 
-KV_TYPES = ("auto", "f16", "f32")
+KV_TYPES = ("auto", "f16", "f32", "q8_0", "q4_0")
 ACTIVATIONS = ("int8", "f32")
 
 

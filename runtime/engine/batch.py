@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.attention import PAGE, TILE
+from ..kernels.attention import CHUNK, ITEM
+from ..kernels.pages import PAGE
 from .kv_pages import Sequence
 
-TILE_ROWS = 32  # rows of one attention task: enough tasks for all threads, enough rows to reuse each key
+TASKS_PER_THREAD = 4  # of attention, at least: so that all threads end at about the same time
 
-N_ROWS, N_OUTPUTS, N_TILES = range(3)
+N_ROWS, N_OUTPUTS, N_ITEMS = range(3)
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,42 @@ class Part:
     outputs: int = 1
 
 
+@dataclass(frozen=True)
+class Division:
+    """How attention's work is cut into tasks: by KV head, by tiles of rows, and by position where that is too few.
+
+    tile_rows: rows of a tile, at most; context: positions of one sequence, at most.
+    """
+
+    n_kv_heads: int
+    tile_rows: int
+    threads: int
+    context: int
+
+    @property
+    def items(self) -> int:
+        """Items that a step should have, at least; each is a task for every KV head."""
+        return -(-TASKS_PER_THREAD * self.threads // self.n_kv_heads)
+
+    @property
+    def partials(self) -> int:
+        """Chunks of split rows that there is room for: one sequence fits always."""
+        return 2 * -(-self.context // CHUNK)
+
+
 class StepInputs:
     """Arrays of a fixed place in memory for up to `max_rows` rows.
 
-    tokens, pages, slots, output_rows int64 [max_rows]; cosine, sine float32 [max_rows, n_rot/2]; tiles int64
-    [max_rows, 4]; counts int64 [3]: rows, output rows, tiles.
+    tokens, pages, slots, output_rows int64 [max_rows]; cosine, sine float32 [max_rows, n_rot/2]; items int64
+    [max_rows + 2 * division.items, 7]; counts int64 [3]: rows, output rows, items.
     """
 
-    def __init__(self, max_rows: int, frequencies: NDArray[np.float64]):
+    def __init__(self, max_rows: int, frequencies: NDArray[np.float64], division: Division):
         """frequencies: float64 [n_rot/2], radians per position of each rotary pair."""
-        self.max_rows, self._frequencies = max_rows, frequencies
+        self.max_rows, self._frequencies, self.division = max_rows, frequencies, division
         self.tokens, self.pages, self.slots, self.output_rows = np.zeros((4, max_rows), np.int64)
         self.cosine, self.sine = np.zeros((2, max_rows, len(frequencies)), np.float32)
-        self.tiles = np.zeros((max_rows, TILE.size), np.int64)
+        self.items = np.zeros((max_rows + 2 * division.items, ITEM.size), np.int64)
         self.counts = np.zeros(3, np.int64)
 
     def fill(self, parts: Items[Part]) -> int:
@@ -49,7 +73,8 @@ class StepInputs:
 
         Raises ContextLengthError when one does not fit (sequences before it have grown then: the caller truncates).
         """
-        row = tile = output = 0
+        row = output = 0
+        spans = []  # of each part: first row, rows, position of the first, address of its page offsets
         for part in parts:
             n = len(part.tokens)
             start = part.sequence.extend(part.tokens)
@@ -60,12 +85,37 @@ class StepInputs:
             self.slots[here] = positions % PAGE
             angles = positions[:, None] * self._frequencies
             self.cosine[here], self.sine[here] = np.cos(angles), np.sin(angles)
-            for first in range(0, n, TILE_ROWS):
-                rows = min(TILE_ROWS, n - first)
-                self.tiles[tile] = row + first, rows, start + first, part.sequence.offsets.ctypes.data
-                tile += 1
+            spans.append((row, n, start, int(part.sequence.offsets.ctypes.data)))
             self.output_rows[output : output + part.outputs] = np.arange(row + n - part.outputs, row + n)
             output += part.outputs
             row += n
-        self.counts[:] = row, output, tile
+        items = self._items(spans)
+        self.items[: len(items)] = items
+        self.counts[:] = row, output, len(items)
         return output
+
+    def _items(self, spans: list[tuple[int, int, int, int]]) -> list[tuple[int, ...]]:
+        """Cut the rows into items of attention (kernels/attention.py: ITEM).
+
+        The results are the same bits however they are cut.  Tiles get smaller, then rows are split by position, until
+        there is enough to do for all threads.
+        """
+        rows, wanted = self.division.tile_rows, self.division.items
+        while rows > 1 and sum(-(-n // rows) for _, n, _, _ in spans) < wanted:
+            rows //= 2
+        tiles = [
+            (row + first, min(rows, n - first), start + first, pages)
+            for row, n, start, pages in spans
+            for first in range(0, n, rows)
+        ]
+        pieces, used = -(-wanted // max(1, len(tiles))), 0
+        items: list[tuple[int, ...]] = []
+        for tile in tiles:
+            chunks = (tile[2] + tile[1] - 1) // CHUNK + 1
+            if rows > 1 or pieces == 1 or chunks == 1 or used + chunks > self.division.partials:
+                items.append((*tile, 0, chunks, -1))
+                continue
+            step = -(-chunks // pieces)
+            items += [(*tile, first, min(first + step, chunks), used) for first in range(0, chunks, step)]
+            used += chunks
+        return items

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ...quant.gguf_reader import GgufFile
+from ..kernels.attention import Shape
 from ..kernels.jit import Library, host_library
 from ..kernels.sync import alone_kernel, lead_kernel, work_kernel
 from ..machine import available_memory, default_threads
 from ..models import read_model
 from ..options import RuntimeOptions
-from .batch import Part, StepInputs
+from .batch import Division, Part, StepInputs
 from .kv_pages import PagePool, Sequence
 from .memory import Memory, Tally
 from .program import Builder
@@ -100,7 +101,9 @@ class Engine:
             self.cache_type,
             tally.cache if tally else Memory,
         )
-        self._inputs = StepInputs(self.n_ubatch, model.frequencies)
+        shape = Shape(model.head_dim, model.n_heads // model.n_kv_heads, self.cache_type)
+        division = Division(model.n_kv_heads, shape.tile_rows, self.n_threads, self.n_ctx)
+        self._inputs = StepInputs(self.n_ubatch, model.frequencies, division)
         weights = Weights(file, self.library, self._activations, tally.weights if tally else Memory)
         builder = Builder(
             self.library,

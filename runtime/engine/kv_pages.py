@@ -1,6 +1,6 @@
 """The paged KV cache.  Enters: sequences that grow, shrink and fork; leaves: the byte offsets of their pages.
 
-Every layer has one pool of key pages and one of value pages (kernels/attention.py says what a page holds); a
+Every layer has one pool of key pages and one of value pages (kernels/pages.py says what a page holds); a
 page of 64 positions has the same offset in all of them.  Pages are counted, so sequences share a prefix, and a page
 that two hold is copied before one of them writes to it.
 """
@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ContextLengthError
-from ..kernels.attention import PAGE, element_bytes
+from ..kernels.pages import PAGE, PAGE_FORMATS
 from .memory import Allocate, Memory
 
 
 class PagePool:
-    """Room for `context` positions, shared by all sequences; kv: "f16" or "f32", what a page's elements are."""
+    """Room for `context` positions, shared by all sequences; kv: what pages hold, a name of PAGE_FORMATS."""
 
     def __init__(
         self, n_layers: int, n_kv_heads: int, head_dim: int, context: int, kv: str, allocate: Allocate = Memory
     ):
         self.n_layers, self.context, self.kv = n_layers, context, kv
         self.n_pages = -(-context // PAGE)
-        self.page_bytes = element_bytes(kv) * PAGE * head_dim * n_kv_heads  # of one layer, keys or values
+        self.page_bytes = PAGE_FORMATS[kv](head_dim).head_bytes * n_kv_heads  # of one layer, keys or values
         layer_bytes = self.n_pages * self.page_bytes
         self._keys = allocate(n_layers * layer_bytes, f"the keys of {context} positions (-c sets how many)")
         self._values = allocate(n_layers * layer_bytes, f"the values of {context} positions (-c sets how many)")

@@ -6,6 +6,7 @@ Buffers hold `max_rows` rows.  The same buffer serves every layer: what a layer 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 
 from ..kernels import attention as attn
 from ..kernels import elementwise as ew
+from ..kernels import rope
 from ..kernels.activations import Sink
 from ..kernels.jit import Kernel, Library
 from ..kernels.layouts import BLOCK
 from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
-from .batch import N_OUTPUTS, N_ROWS, N_TILES, StepInputs
+from .batch import N_ITEMS, N_OUTPUTS, N_ROWS, StepInputs
 from .kv_pages import PagePool
 from .memory import Allocate, Memory
 from .weights import Matrix, Table
@@ -88,7 +90,7 @@ class Builder:
         self._keep: list[object] = [inputs, pool]
         self._buffers: dict[tuple[object, ...], object] = {}
         self._zeros = np.zeros(64, np.float32)
-        self._count = {i: int(inputs.counts.ctypes.data) + 8 * i for i in (N_ROWS, N_OUTPUTS, N_TILES)}
+        self._count = {i: int(inputs.counts.ctypes.data) + 8 * i for i in (N_ROWS, N_OUTPUTS, N_ITEMS)}
         self._counted, self._rows_now = N_ROWS, self._max_rows
 
     # -- buffers --------------------------------------------------------------------------------------------------
@@ -123,6 +125,15 @@ class Builder:
         activations = self._buffers[key]
         assert isinstance(activations, Activations)
         return activations
+
+    def _shared(self, use: str, nbytes: int) -> Memory:
+        """Zeroed memory that all steps with this use and size share."""
+        key = (use, nbytes)
+        if key not in self._buffers:
+            self._buffers[key] = self._allocate(nbytes, use)
+        memory = self._buffers[key]
+        assert isinstance(memory, Memory)
+        return memory
 
     def _add(self, kernel: Kernel, record: NDArray[np.int64]) -> None:
         self._calls.append((kernel, record))
@@ -212,8 +223,8 @@ class Builder:
         """Rotate query and key rows; put keys and values into the layer's pages."""
         inputs, (keys, values) = self._inputs, self._pool.layers[layer]
         self._add(
-            attn.rope_kernel(head_dim, n_rot, self._pool.kv),
-            attn.ROPE.make(
+            rope.rope_kernel(head_dim, n_rot, self._pool.kv),
+            rope.ROPE.make(
                 n_rows=self._count[N_ROWS], query=query.address, query_stride=query.stride, key=key.address,
                 value=value.address, key_stride=key.stride, n_heads=query.columns // head_dim,
                 n_kv_heads=key.columns // head_dim, cosine=inputs.cosine.ctypes.data, sine=inputs.sine.ctypes.data,
@@ -222,16 +233,32 @@ class Builder:
         )  # fmt: skip
 
     def attention(
-        self, layer: int, query: Rows, n_kv_heads: int, head_dim: int, into: tuple[Matrix, ...]
-    ) -> Activations:
-        """softmax(q k^T / sqrt(head_dim)) v over the positions of each row's sequence up to its own."""
+        self, layer: int, query: Rows, n_kv_heads: int, head_dim: int, into: tuple[Matrix, ...], *,
+        window: int = 0, slopes: NDArray[np.float32] | None = None,
+    ) -> Activations:  # fmt: skip
+        """softmax(q k^T / sqrt(head_dim)) v over the positions of each row's sequence up to its own.
+
+        window: a row sees only the last `window` positions (0: all).  slopes: float32 [heads]; a score gets
+        slope * (position - own position) more (ALiBi).
+        """
         out, (keys, values) = self._rows("attended", query.columns), self._pool.layers[layer]
+        shape = attn.Shape(
+            head_dim, query.columns // head_dim // n_kv_heads, self._pool.kv, bool(window), slopes is not None
+        )
+        bent = self._zeros if slopes is None else (slopes * math.log2(math.e)).astype(np.float32)
+        chunks = self._inputs.division.partials
+        partials = self._shared("partials", chunks * n_kv_heads * shape.partial_bytes(self._lanes))
+        counters = self._shared("counters", chunks * n_kv_heads * 8)
+        workspace = self._shared("workspace", self._threads * shape.workspace_bytes(self._lanes))
+        self._keep.append(bent)
         self._add(
-            attn.attention_kernel(head_dim, query.columns // head_dim // n_kv_heads, self._pool.kv),
+            attn.attention_kernel(shape),
             attn.ATTENTION.make(
-                n_tiles=self._count[N_TILES], tiles=self._inputs.tiles.ctypes.data, query=query.address,
+                n_items=self._count[N_ITEMS], items=self._inputs.items.ctypes.data, query=query.address,
                 query_stride=query.stride, n_kv_heads=n_kv_heads, keys=keys, values=values, out=out.address,
-                out_stride=out.stride, scale=attn.attention_scale(head_dim),
+                out_stride=out.stride, scale=attn.attention_scale(head_dim), window=window,
+                slopes=bent.ctypes.data, workspace=workspace.address, partials=partials.address,
+                counters=counters.address,
             ),
         )  # fmt: skip
         ready = self._activations("attended", query.columns, into)

@@ -45,17 +45,22 @@ class Sink:
         return tile * (ROW_BYTES + 4 * sum(c.groups for c in self.corrections))
 
 
+def int8_block(e: Emitter, x: Value) -> tuple[Value, Value]:
+    """<32 x f32> -> (int32 codes -127..127, float32 scale that float16 holds)."""
+    largest = e.largest_magnitude(x)  # NaN or infinity: so is the scale, and all that comes of the block is NaN
+    positive = largest > 0.0
+    inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, largest, 1.0), 0.0)
+    codes = e.round(x * inverse.splat(BLOCK)).to(I32)
+    return codes, (largest * (1.0 / ACTIVATION_MAX)).to(F16).to(F32)
+
+
 def put(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x: Value) -> None:
     """Write one block <32 x f32> of a row to the sink."""
     if sink.float32:
         e.store(x, a.out + row * a.out_stride + block * (4 * BLOCK))
     if not sink.codes:
         return
-    largest = e.largest_magnitude(x)  # NaN or infinity: so is the scale, and all that comes of the block is NaN
-    positive = largest > 0.0
-    inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, largest, 1.0), 0.0)
-    codes = e.round(x * inverse.splat(BLOCK)).to(I32)
-    scale = (largest * (1.0 / ACTIVATION_MAX)).to(F16).to(F32)
+    codes, scale = int8_block(e, x)
     tile = e.target.tile
     record, in_tile = a.codes + row // tile * a.tile_stride + block * a.block_stride, row % tile
     e.store(codes.to(I8), record + in_tile * ROW_BYTES)

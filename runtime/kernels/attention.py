@@ -1,229 +1,316 @@
-"""Attention.  Enters: float32 query, key and value rows; leaves: float32 rows, one head after the other.
+"""Attention.  Enters: float32 query rows and pages of keys and values; leaves: float32 rows, one head after the other.
 
-Keys and values live in pages of 64 positions as float16 or float32 (engine/kv_pages.py).  One page of one KV head
-holds the keys as [head_dim][64] (so a vector of positions is one load) and the values as [64][head_dim].  A task is
-one tile of consecutive rows of a sequence by one KV head; the query heads that share it read each key and value once.
-Softmax is computed online, 4 vectors of positions at a time (Milakov and Gimelshein 2018; Dao et al. 2022), in order
-of position, so a row's result does not depend on which rows share its tile.
+A task is a tile of consecutive rows of a sequence by one KV head, or part of the positions of one row.  The rows of a
+tile, and the query heads that share a KV head, read each key and value once: a tile with several blocks of queries
+brings each page to float32 first.  Positions go in chunks of 256, by position alone: each chunk has a softmax of its
+own, and the chunks join in order, so a row's result is the same bits whatever its tile, and whoever took which chunk.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from .elementwise import tasks
-from .emit import F16, F32, I32, I64, Emitter, Value, Variable, vec
+from .emit import F16, F32, I32, I64, Emitter, Value, vec
 from .jit import Kernel
+from .layouts import BLOCK
+from .pages import PAGE, PAGE_FORMATS, Ahead, F32Pages, PageFormat
 from .records import Fields, Record
+from .rope import hadamard
+from .softmax import HIDDEN, State, state_bytes, weigh
 
-PAGE = 64  # positions of one page
-KV_TYPES = {"f16": F16, "f32": F32}  # what a page's elements may be
-TASK_HEADS = 8  # heads that one task rotates, at least
-VECTORS = 4  # vectors of positions whose scores are in registers at once
+CHUNK = 256  # positions with one softmax: what one task of a split row has at least
+TILE_QUERIES = 128  # of one task, at most: they share what it costs to bring a page to float32
+UNROLL = 4  # positions; the loop's own additions take turns with the sums
+UNPACK_FROM = 3  # blocks of queries from which that is worth while
 
-# rotary angles: cosine and sine float32 [row, n_rot/2]; per row the byte offset of its page's start in the layer's
-# key and value pools (page, int64) and its place in the page (slot, int64).  Pools: page_bytes a page of all KV heads.
-ROPE = Record(
-    "n_rows", "query", "query_stride", "key", "value", "key_stride", "n_heads", "n_kv_heads", "cosine", "sine",
-    "pages", "slots", "keys", "values",
-)  # fmt: skip
-# tiles int64 [n_tiles, 4]: first row, rows, position of the first row, address of the sequence's int64 page offsets.
+# items int64 [n_items, 7]: see ITEM.  slopes float32 [heads], ALiBi's times log2(e).  workspace: workspace_bytes a
+# thread.  partials: a state per chunk, KV head and query of a row; counters int64 [chunks, n_kv_heads], zero.
 ATTENTION = Record(
-    "n_tiles", "tiles", "query", "query_stride", "n_kv_heads", "keys", "values", "out", "out_stride", "scale",
+    "n_items", "items", "query", "query_stride", "n_kv_heads", "keys", "values", "out", "out_stride", "scale", "window",
+    "slopes", "workspace", "partials", "counters",
 )  # fmt: skip
-TILE = Record("row", "rows", "position", "pages")
+# Rows row..row+rows-1 of the batch, the first at `position`, whose sequence has its int64 page offsets at `pages`,
+# against chunks first..end-1 of positions.  slot: -1 when these are all chunks that the rows see, otherwise (rows is 1
+# then) the place of the row's first chunk in `partials`.
+ITEM = Record("row", "rows", "position", "pages", "first", "end", "slot")
 
 
-def vector_width(lanes: int, columns: int) -> int:
-    """The widest vector, at most `lanes`, that divides `columns` (columns even)."""
-    return min(lanes, columns & -columns)
+@dataclass(frozen=True)
+class Shape:
+    """One attention layer: heads of head_dim, `group` query heads a KV head, pages of type `kv`.
 
-
-def element_bytes(kv: str) -> int:
-    """Bytes of one element of a page."""
-    return 2 if kv == "f16" else 4
-
-
-def rope_store(e: Emitter, head_dim: int, n_rot: int, kv: str) -> None:
-    """Program step: rotate query and key heads in place, write keys and values to their pages.  Record: ROPE.
-
-    Pairs are neighbours (2i, 2i+1), the first n_rot columns of a head rotate (Su et al. 2021, as GGUF llama files
-    are permuted).  A task is one head of one row.
+    window: a row sees only the last `window` positions; slopes: a score gets slope * (position - own position) more
+    (ALiBi, Press et al. 2022).  Without them the kernel has no trace of either.
     """
-    a, size, stored = ROPE.read(e, e.args[0]), element_bytes(kv), KV_TYPES[kv]
-    heads = a.n_heads + a.n_kv_heads
-    with tasks(e, e.load(a.n_rows, I64) * heads, TASK_HEADS) as task:
-        row, head = task // heads, task % heads
-        angles = row * (n_rot * 2)
-        with e.when(head < a.n_heads):
-            _rotate(e, a, a.query + row * a.query_stride + head * (4 * head_dim), angles, n_rot)
-        with e.when(head >= a.n_heads):
-            kv_head = head - a.n_heads
-            at = row * a.key_stride + kv_head * (4 * head_dim)
-            _rotate(e, a, a.key + at, angles, n_rot)
-            page = e.load(a.pages + row * 8, I64) + kv_head * (size * PAGE * head_dim)
-            slot = e.load(a.slots + row * 8, I64)
-            width = vector_width(e.target.lanes, head_dim)
-            with e.loop(0, head_dim, width) as d:
-                key = e.load(a.key + at + d * 4, vec(F32, width)).to(stored)
-                for i in range(width):
-                    e.store(key[i], a.keys + page + (d + i) * (size * PAGE) + slot * size)
-                value = e.load(a.value + at + d * 4, vec(F32, width)).to(stored)
-                e.store(value, a.values + page + slot * (size * head_dim) + d * size)
+
+    head_dim: int
+    group: int
+    kv: str
+    window: bool = False
+    slopes: bool = False
+
+    @property
+    def pages(self) -> PageFormat:
+        return PAGE_FORMATS[self.kv](self.head_dim)
+
+    @property
+    def together(self) -> int:
+        """Queries of one block, whose scores are in registers at once: a whole group where it fits."""
+        if self.group <= 6:
+            return self.group if self.group > 1 else 4
+        return min(range(6, 2, -1), key=lambda n: -self.group % n)
+
+    def queries(self, rows: int) -> int:
+        """Queries of `rows` rows, filled up to whole blocks."""
+        return -(-rows * self.group // self.together) * self.together
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of one tile, at most."""
+        return max(1, TILE_QUERIES // self.group)
+
+    def partial_bytes(self, lanes: int) -> int:
+        """Bytes of the states of one chunk and KV head of a row."""
+        return self.queries(1) * state_bytes(lanes, self.head_dim)
+
+    def workspace(self, lanes: int) -> dict[str, int]:
+        """Bytes of each part of a thread's workspace."""
+        queries, page = self.queries(self.tile_rows), F32Pages(self.head_dim).head_bytes
+        states = queries * state_bytes(lanes, self.head_dim)
+        parts = {
+            "queries": queries * self.pages.query_bytes, "chunk": states, "total": states, "keys": page, "values": page,
+            "scores": 4 * PAGE * self.together, "weights": 4 * PAGE * self.together * self.pages.scales,
+        }  # fmt: skip
+        return {name: -(-size // 64) * 64 for name, size in parts.items()}
+
+    def workspace_bytes(self, lanes: int) -> int:
+        return sum(self.workspace(lanes).values())
 
 
-def _rotate(e: Emitter, a: Fields, head: Value, angles: Value, n_rot: int) -> None:
-    pairs = vector_width(e.target.lanes, n_rot // 2)
-    even, odd = list(range(0, 2 * pairs, 2)), list(range(1, 2 * pairs, 2))
-    together = [i // 2 + pairs * (i % 2) for i in range(2 * pairs)]
-    with e.loop(0, n_rot // 2, pairs) as i:
-        x = e.load(head + i * 8, vec(F32, 2 * pairs))
-        x0, x1 = x.pick(even), x.pick(odd)
-        c, s = (e.load(t + angles + i * 4, vec(F32, pairs)) for t in (a.cosine, a.sine))
-        y0, y1 = x0 * c - x1 * s, x0 * s + x1 * c
-        if pairs == 1:  # an odd number of pairs goes one by one
-            e.store(y0, head + i * 8)
-            e.store(y1, head + i * 8 + 4)
-        else:
-            e.store(y0.pick(together, y1), head + i * 8)
+def attention(e: Emitter, head_dim: int, group: int, kv: str, window: bool, slopes: bool) -> None:
+    """Program step.  The parameters are those of Shape.  Record: ATTENTION."""
+    _Attention(e, Shape(head_dim, group, kv, window, slopes)).emit()
 
 
-def attention(e: Emitter, head_dim: int, group: int, kv: str) -> None:
-    """Program step.  group: query heads of one KV head.  Record: ATTENTION."""
-    a = ATTENTION.read(e, e.args[0])
-    ticket = e.args[3]
-    tasks = e.load(a.n_tiles, I64) * a.n_kv_heads
-    together = query_rows(group)
-    scores, sums = e.scratch(4 * together * VECTORS * e.target.lanes), e.scratch(4 * together * head_dim)
-    with e.repeat_while() as go_on_if:
-        task = e.atomic_add(ticket, e.i64(1))
-        go_on_if(task < tasks)
-        tile = TILE.read(e, a.tiles + task // a.n_kv_heads * (8 * TILE.size))
-        head = task % a.n_kv_heads
-        queries = tile.rows * group  # query q of the tile: row q // group, query head q % group of this KV head
-        q = e.var(e.i64(0))
-        for n in dict.fromkeys((together, 1)):
-            with e.repeat_while() as go_on_if_full:
-                go_on_if_full(q.value + n <= queries)
-                _queries(e, a, tile, head, q.value, n, group, head_dim, kv, scores, sums)
-                q.set(q.value + n)
+class _Attention:
+    def __init__(self, e: Emitter, shape: Shape):
+        self.e, self.shape, self.pages = e, shape, shape.pages
+        self.wide = F32Pages(shape.head_dim)
+        self.n, self.lanes = shape.together, e.target.lanes
+        self.state = State(e, shape.head_dim)
+        self.a: Fields = ATTENTION.read(e, e.args[0])
+        at = self.a.workspace + e.args[1] * shape.workspace_bytes(self.lanes)
+        self.at: dict[str, Value] = {}
+        for name, size in shape.workspace(self.lanes).items():
+            self.at[name] = at
+            at = at + size
 
+    def emit(self) -> None:
+        e, a = self.e, self.a
+        tasks = e.load(a.n_items, I64) * a.n_kv_heads
+        with e.repeat_while() as go_on_if:
+            ticket = e.atomic_add(e.args[3], e.i64(1))
+            go_on_if(ticket < tasks)
+            task = tasks - 1 - ticket  # the last rows of a prompt, which see most, first
+            self._task(ITEM.read(e, a.items + task // a.n_kv_heads * (8 * ITEM.size)), task % a.n_kv_heads)
 
-def query_rows(group: int) -> int:
-    """Query vectors that one pass over the keys serves: a whole group where it fits the registers."""
-    return group if 2 <= group <= 6 else 4
+    def _task(self, item: Fields, head: Value) -> None:
+        e, a, shape = self.e, self.a, self.shape
+        queries = item.rows * shape.group
+        blocks = (queries + (self.n - 1)) // self.n
+        self._pack(item, head, queries, blocks)
+        is_whole = item.slot < 0
+        partial_bytes = shape.partial_bytes(self.lanes)
+        partials = a.partials + (item.slot * a.n_kv_heads + head) * partial_bytes
+        padded = blocks * self.n
+        with e.when(is_whole), e.loop(0, padded) as q:
+            self.state.clear(self.at["total"] + q * self.state.nbytes)
+        lowest = e.i64(0)  # the first position that the first row sees
+        if shape.window:
+            lowest = item.position + 1 - a.window
+            lowest = e.select(lowest > 0, lowest, 0)
+        first = lowest // CHUNK
+        first = e.select(first > item.first, first, item.first)
+        with e.loop(first, item.end) as chunk:
+            states = e.select(is_whole, self.at["chunk"], partials + chunk * (a.n_kv_heads * partial_bytes))
+            with e.loop(0, padded) as q:
+                self.state.clear(states + q * self.state.nbytes)
+            start = e.select(lowest > chunk * CHUNK, lowest // PAGE, chunk * (CHUNK // PAGE))
+            end = e.min((chunk + 1) * (CHUNK // PAGE), (item.position + item.rows - 1) // PAGE + 1)
+            with e.loop(start, end) as page:
+                self._page(item, head, page, queries, blocks, states)
+            with e.when(is_whole), e.loop(0, padded) as q:
+                self.state.merge(self.at["total"] + q * self.state.nbytes, states + q * self.state.nbytes)
+        with e.when(is_whole):
+            self._finish(item, head, queries)
+        with e.when(item.slot >= 0):  # who comes last joins the chunks
+            counter = a.counters + (item.slot * a.n_kv_heads + head) * 8
+            chunks = item.position // CHUNK + 1
+            done = e.atomic_add(counter, item.end - item.first) + (item.end - item.first)
+            with e.when(done.equals(chunks)):
+                e.store(e.i64(0), counter)
+                with e.loop(0, queries) as q:
+                    total = self.at["total"] + q * self.state.nbytes
+                    self.state.clear(total)
+                    with e.loop(lowest // CHUNK, chunks) as chunk:
+                        at = partials + chunk * (a.n_kv_heads * partial_bytes) + q * self.state.nbytes
+                        self.state.merge(total, at)
+                self._finish(item, head, queries)
 
+    def _place(self, item: Fields, head: Value, q: Value, stride: Value) -> Value:
+        """Where query q of the item is in rows of `stride` bytes."""
+        group = self.shape.group
+        column = (head * group + q % group) * (4 * self.shape.head_dim)
+        return (item.row + q // group) * stride + column
 
-def _queries(
-    e: Emitter, a: Fields, tile: Fields, head: Value, first: Value, n: int, group: int, head_dim: int,
-    kv: str, scores: Value, sums: Value,
-) -> None:  # fmt: skip
-    """Queries first..first+n-1 of the tile against all positions they may see."""
-    lanes, size, stored = e.target.lanes, element_bytes(kv), KV_TYPES[kv]
-    span = VECTORS * lanes  # positions at a time
-    column = head * (4 * head_dim * group)
-    rows = [tile.row + (first + i) // group for i in range(n)]
-    heads = [(first + i) % group * (4 * head_dim) + column for i in range(n)]
-    last = [tile.position + (first + i) // group for i in range(n)]  # the last position that query i may see
-    query = [a.query + rows[i] * a.query_stride + heads[i] for i in range(n)]
-    width = vector_width(lanes, head_dim)
-    for i in range(n):
-        for d in range(0, head_dim, width):
-            e.store(e.zero(vec(F32, width)), sums + 4 * (i * head_dim + d))
-    top = [e.var(e.const(F32, -1e30)) for _ in range(n)]
-    weight = [e.var(e.const(F32, 0.0)) for _ in range(n)]
-    with e.loop(0, last[-1] + 1, span) as position:
-        page = e.load(tile.pages + position // PAGE * 8, I64) + head * (size * PAGE * head_dim)
-        slot = position % PAGE
-        dots = _dots(e, a.keys + page + slot * size, stored, query, head_dim)
-        _softmax(e, dots, head_dim, a.float32("scale"), last, position, top, weight, scores, sums)
-        seen = e.min(last[-1] + 1 - position, span)
-        _weighted_values(e, a.values + page + slot * (size * head_dim), stored, n, head_dim, seen, scores, sums)
-    for i in range(n):
-        inverse = (1.0 / weight[i].value).splat(width)
-        for d in range(0, head_dim, width):
-            total = e.load(sums + 4 * (i * head_dim + d), vec(F32, width))
-            e.store(total * inverse, a.out + rows[i] * a.out_stride + heads[i] + 4 * d)
+    def _pack(self, item: Fields, head: Value, queries: Value, blocks: Value) -> None:
+        """Bring the task's queries to the form that products with keys want; the last block repeats its last one."""
+        e, a = self.e, self.a
+        with e.loop(0, blocks * self.n) as q:
+            source = a.query + self._place(item, head, e.min(q, queries - 1), a.query_stride)
+            self.pages.pack_query(e, source, a.float32("scale"), self.at["queries"] + q * self.pages.query_bytes)
 
+    def _finish(self, item: Fields, head: Value, queries: Value) -> None:
+        e, a = self.e, self.a
+        with e.loop(0, queries) as q:
+            out = a.out + self._place(item, head, q, a.out_stride)
+            self.state.finish(self.at["total"] + q * self.state.nbytes, out)
+            if self.pages.rotated:
+                hadamard(e, out, self.shape.head_dim)
 
-def _dots(e: Emitter, keys: Value, stored: Any, query: list[Value], head_dim: int) -> list[list[Value]]:
-    """Dot products of each query with one span of positions: [query][vector of positions]."""
-    n, lanes, size = len(query), e.target.lanes, 2 if stored == F16 else 4
-    dots = [[e.var(e.zero(vec(F32, lanes))) for _ in range(VECTORS)] for _ in range(n)]
-    with e.loop(0, head_dim) as d:
-        at = keys + d * (size * PAGE)
-        key = [e.load(at + size * lanes * v, vec(stored, lanes)).to(F32) for v in range(VECTORS)]
-        for i in range(n):
-            x = e.broadcast(query[i] + d * 4, F32, lanes)
-            for v in range(VECTORS):
-                dots[i][v].set(e.fma(key[v], x, dots[i][v].value))
-    return [[dot.value for dot in of_query] for of_query in dots]
+    def _page(self, item: Fields, head: Value, page: Value, queries: Value, blocks: Value, states: Value) -> None:
+        """All queries of the task against one page."""
+        e, a, pages = self.e, self.a, self.pages
+        offset = e.load(item.pages + page * 8, I64) + head * pages.head_bytes
+        keys, values = a.keys + offset, a.values + offset
+        next_page = e.min(page + 1, (item.position + item.rows - 1) // PAGE)
+        next_keys = a.keys + e.load(item.pages + next_page * 8, I64) + head * pages.head_bytes
+        ahead = Ahead(values, pages.head_bytes), Ahead(next_keys, pages.head_bytes)
+        is_wide = blocks >= UNPACK_FROM
+        if self.shape.kv != "f32":
+            with e.when(is_wide):
+                self._unpack(keys, values, e.min(item.position + item.rows - page * PAGE, PAGE))
 
+        def either(wide: Callable[[], None], direct: Callable[[], None]) -> None:
+            if self.shape.kv != "f32":
+                with e.when(is_wide):
+                    wide()
+                with e.when(blocks < UNPACK_FROM):
+                    direct()
+            else:
+                direct()
 
-def _softmax(
-    e: Emitter, dots: list[list[Value]], head_dim: int, scale: Value, last: list[Value], position: Value,
-    top: list[Variable], weight: list[Variable], scores: Value, sums: Value,
-) -> None:  # fmt: skip
-    """exp(scale * dot - top) of one span of positions -> scores; rescales what was summed under an older top."""
-    n, lanes = len(dots), e.target.lanes
-    lane = e.const(vec(I32, lanes), list(range(lanes)))
-    width = vector_width(lanes, head_dim)
-    for i in range(n):
-        limit = (last[i] - position).to(I32).splat(lanes)
-        scaled = [dot * scale.splat(lanes) for dot in dots[i]]
-        scaled = [e.select((lane + lanes * v) <= limit, s, e.const(s.type, -1e30)) for v, s in enumerate(scaled)]
-        highest = scaled[0]
-        for s in scaled[1:]:
-            highest = e.max(highest, s)
-        before = top[i].value
-        now = e.max(before, e.largest(highest))
-        top[i].set(now)
-        shares = [e.exp(s - now.splat(lanes)) for s in scaled]
-        total = shares[0]
-        for s in shares[1:]:
-            total = total + s
-        for v, s in enumerate(shares):
-            e.store(s, scores + 4 * lanes * (i * VECTORS + v))
-        shrink = e.exp(before - now)
-        weight[i].set(e.fma(weight[i].value, shrink, e.sum(total)))
-        with e.when(before < now):
-            for d in range(0, head_dim, width):
-                at = sums + 4 * (i * head_dim + d)
-                e.store(e.load(at, vec(F32, width)) * shrink.splat(width), at)
+        with e.loop(0, blocks) as block:
+            first = block * self.n
+            # last[i]: the last position that query i sees, counted from the page's start
+            last = [
+                item.position - page * PAGE + e.min(first + i, queries - 1) // self.shape.group for i in range(self.n)
+            ]
+            is_seen = last[-1] >= 0
+            if self.shape.window:
+                is_seen = is_seen & (last[0] - a.window < PAGE - 1)
+            with e.when(is_seen):
+                packed, scores = self.at["queries"] + first * pages.query_bytes, self.at["scores"]
+                wide_keys = (self.wide, self.at["keys"]) if self.shape.kv == "f16" else (pages, keys)
+                either(
+                    lambda: wide_keys[0].dots(e, wide_keys[1], packed, self.n, scores, None),
+                    lambda: pages.dots(e, keys, packed, self.n, scores, ahead[0]),
+                )
+                self._mask(head, first, last)
+                mine, seen = states + first * self.state.nbytes, e.min(last[-1] + 1, PAGE)
+                weigh(e, self.state, mine, self.n, scores)
+                if pages.scales:
+                    pages.weights(e, values, scores, self.n, self.at["weights"])
+                either(
+                    lambda: self._add_values(self.wide, self.at["values"], mine, seen, None),
+                    lambda: self._add_values(pages, values, mine, seen, ahead[1]),
+                )
 
-
-def _weighted_values(
-    e: Emitter, values: Value, stored: Any, n: int, head_dim: int, seen: Value, scores: Value, sums: Value
-) -> None:
-    """sums[i] += sum over the first `seen` positions of scores[i] * value, a few vectors of columns at a time."""
-    lanes, size = e.target.lanes, 2 if stored == F16 else 4
-    width = vector_width(lanes, head_dim)
-    per_pass = max(1, min(head_dim // width, (24 if lanes >= 16 else 12) // (n + 1)))
-    d = 0
-    while d < head_dim:
-        columns = list(range(d, min(d + per_pass * width, head_dim), width))
-        totals = [[e.var(e.load(sums + 4 * (i * head_dim + c), vec(F32, width))) for c in columns] for i in range(n)]
+    def _unpack(self, keys: Value, values: Value, seen: Value) -> None:
+        """Bring the first `seen` values of a page to float32, and float keys too."""
+        e, lanes = self.e, self.lanes
+        if self.shape.kv == "f16":
+            with e.loop(0, PAGE * self.shape.head_dim, lanes) as i:
+                e.store(e.load(keys + i * 2, vec(F16, lanes)).to(F32), self.at["keys"] + i * 4)
         with e.loop(0, seen) as p:
-            value = [e.load(values + p * (size * head_dim) + size * c, vec(stored, width)).to(F32) for c in columns]
-            for i in range(n):
-                share = e.broadcast(scores + p * 4 + 4 * lanes * VECTORS * i, F32, width)
-                for total, v in zip(totals[i], value, strict=True):
-                    total.set(e.fma(v, share, total.value))
-        for i in range(n):
-            for c, total in zip(columns, totals[i], strict=True):
-                e.store(total.value, sums + 4 * (i * head_dim + c))
-        d += per_pass * width
+            for column, width in self.pages.columns(lanes):
+                value = self.pages.value(e, values, p, column, width)
+                e.store(value, self.at["values"] + p * (4 * self.shape.head_dim) + 4 * column)
+
+    def _mask(self, head: Value, first: Value, last: list[Value]) -> None:
+        """Scores as the rows see them: with ALiBi's slopes, and without the positions that are hidden from them."""
+        is_cut = last[0] < PAGE - 1
+        if self.shape.window:
+            is_cut = is_cut | (last[-1] >= self.a.window)
+        if self.shape.slopes:
+            self._bend(head, first, last)
+        with self.e.when(is_cut):
+            self._hide(last)
+
+    def _hide(self, last: list[Value]) -> None:
+        """Give the positions that a query may not see a score that weighs nothing."""
+        e, lanes = self.e, self.lanes
+        lane = e.const(vec(I32, lanes), list(range(lanes)))
+        with e.loop(0, PAGE, lanes) as position:
+            for i in range(self.n):
+                at, limit = self.at["scores"] + position * 4 + 4 * PAGE * i, last[i] - position
+                is_seen = lane <= limit.to(I32).splat(lanes)
+                if self.shape.window:
+                    is_seen = is_seen & (lane > (limit - self.a.window).to(I32).splat(lanes))
+                score = e.load(at, vec(F32, lanes))
+                e.store(e.select(is_seen, score, e.const(score.type, HIDDEN)), at)
+
+    def _bend(self, head: Value, first: Value, last: list[Value]) -> None:
+        """Add slope * (position - own position) to the scores."""
+        e, lanes, group = self.e, self.lanes, self.shape.group
+        lane = e.const(vec(I32, lanes), list(range(lanes)))
+        slopes = [self.a.slopes + (head * group + (first + i) % group) * 4 for i in range(self.n)]
+        with e.loop(0, PAGE, lanes) as position:
+            for i in range(self.n):
+                at = self.at["scores"] + position * 4 + 4 * PAGE * i
+                distance = (lane + (position - last[i]).to(I32).splat(lanes)).to(F32)
+                slope = e.broadcast(slopes[i], F32, lanes)
+                e.store(e.fma(distance, slope, e.load(at, vec(F32, lanes))), at)
+
+    def _add_values(self, pages: PageFormat, values: Value, states: Value, seen: Value, ahead: Ahead | None) -> None:
+        """sums[i] += sum over the page's first `seen` positions of weight[i] * value, a few columns at a time."""
+        e, n = self.e, self.n
+        columns = self.pages.columns(self.lanes)
+        most = max(1, (28 if self.lanes >= 16 else 14) // (n + 1))  # n sums for each column, the column, a weight
+        per_pass = -(-len(columns) // -(-len(columns) // most))
+
+        def weight(p: Value, column: int, i: int, width: int) -> Value:
+            at = self.at["scores"]
+            if self.pages.scales:
+                at = self.at["weights"] + column // BLOCK * (4 * PAGE * n)
+            return e.broadcast(at + p * 4 + 4 * PAGE * i, F32, width)
+
+        for k in range(0, len(columns), per_pass):
+            now = columns[k : k + per_pass]
+            places = [states + i * self.state.nbytes + self.state.sums + 4 * c for i in range(n) for c, _ in now]
+            widths = [width for _ in range(n) for _, width in now]
+            sums = [e.var(e.load(at, vec(F32, width))) for at, width in zip(places, widths, strict=True)]
+            whole = seen // UNROLL * UNROLL
+            for start, end, step in ((e.i64(0), whole, UNROLL), (whole, seen, 1)):
+                with e.loop(start, end, step) as position:
+                    if ahead and step > 1 and k == 0:
+                        ahead.turn(e, position // UNROLL, PAGE // UNROLL)
+                    for p in [position + u for u in range(step)]:
+                        value = [pages.value(e, values, p, column, width) for column, width in now]
+                        for i in range(n):
+                            for c, (column, width) in enumerate(now):
+                                total = sums[i * len(now) + c]
+                                total.set(e.fma(value[c], weight(p, column, i, width), total.value))
+            for total, at in zip(sums, places, strict=True):
+                e.store(total.value, at)
 
 
-def rope_kernel(head_dim: int, n_rot: int, kv: str) -> Kernel:
-    return Kernel(rope_store, (head_dim, n_rot, kv))
-
-
-def attention_kernel(head_dim: int, group: int, kv: str) -> Kernel:
-    return Kernel(attention, (head_dim, group, kv))
+def attention_kernel(shape: Shape) -> Kernel:
+    return Kernel(attention, (shape.head_dim, shape.group, shape.kv, shape.window, shape.slopes))
 
 
 def attention_scale(head_dim: int) -> float:
-    """1 / sqrt(head_dim)."""
-    return 1.0 / math.sqrt(head_dim)
+    """1 / sqrt(head_dim), for scores as logarithms to base 2."""
+    return math.log2(math.e) / math.sqrt(head_dim)

@@ -394,6 +394,10 @@ class Emitter:
             x = op(x.pick(list(range(half))), x.pick(list(range(half, 2 * half)))) if half > 1 else op(x[0], x[1])
         return x
 
+    def any(self, x: Value) -> Value:
+        """Whether any element of a vector of comparisons is true."""
+        return x.view(ir.IntType(x.lanes)).differs(0)
+
     def sum(self, x: Value) -> Value:
         return self.reduce(x, lambda a, b: a + b)
 

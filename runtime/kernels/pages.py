@@ -1,0 +1,393 @@
+"""What a KV page holds.  Enters: float32 keys and values of one position; leaves: scores of queries with a page's keys,
+and its values as float32 again.
+
+A page is 64 positions of one layer, one part for each KV head after the other.  Keys lie so that a vector of positions
+is one load, values so that a vector of columns is one load:
+
+f32, f16      keys [head_dim][64], values [64][head_dim]
+q8_0, q4_0    blocks of 32 columns of one position (the last may be shorter) with a float16 scale, as GGUF has them:
+              keys float16 [blocks][64], then codes [head_dim / 4][64][4]; values float16 [blocks][64], then codes
+              [64][head_dim].  4-bit keys keep columns 8i..8i+3 in the low halves of bytes and the next four in the
+              high halves; 4-bit values halve each block, as GGUF.  8-bit keys carry the target's `weight_offset`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .activations import int8_block
+from .emit import F16, F32, I8, I32, Emitter, Value, vec
+from .layouts import BLOCK
+
+PAGE = 64  # positions of one page
+
+
+def pieces(start: int, length: int, lanes: int) -> list[tuple[int, int]]:
+    """Cut columns start..start+length-1 into (column, width): whole vectors, then powers of two that get smaller."""
+    found, end = [], start + length
+    while start < end:
+        width = min(lanes, 1 << (end - start).bit_length() - 1)
+        found.append((start, width))
+        start += width
+    return found
+
+
+class Ahead:
+    """Asks for `nbytes` of memory from `address` on, which the next step reads, some with every turn of a loop.
+
+    A page's part of one head is short for the CPU's own guess of what comes next: attention of one row after 4096
+    positions took 11.5 ms in 16 layers without, AHEAD_MS with it.
+    """
+
+    def __init__(self, address: Value, nbytes: int):
+        self._address, self._nbytes = address, nbytes
+
+    def turn(self, e: Emitter, index: Value, turns: int) -> None:
+        """Do the part of turn number `index` of `turns`."""
+        count = max(1, round(self._nbytes / (64 * turns)))
+        step = self._nbytes // (turns * count)
+        for i in range(count):
+            e.prefetch(self._address + index * (count * step) + i * step)
+
+
+@dataclass(frozen=True)
+class PageFormat(ABC):
+    """How the keys and values of heads of `head_dim` are kept."""
+
+    head_dim: int
+
+    name: ClassVar[str]
+    rotated: ClassVar[bool] = False  # keys, queries and values go through a Hadamard rotation (rope.py)
+
+    @property
+    @abstractmethod
+    def head_bytes(self) -> int:
+        """Bytes of the keys, or of the values, that a page holds of one KV head."""
+
+    @abstractmethod
+    def columns(self, lanes: int) -> list[tuple[int, int]]:
+        """The columns of a value row in the pieces that `value` takes."""
+
+    @abstractmethod
+    def store_key(self, e: Emitter, key: Value, page: Value, slot: Value) -> None:
+        """Write the float32 [head_dim] at `key` to place `slot` of the head's keys at `page`."""
+
+    @abstractmethod
+    def store_value(self, e: Emitter, value: Value, page: Value, slot: Value) -> None:
+        """Write the float32 [head_dim] at `value` to place `slot` of the head's values at `page`."""
+
+    @property
+    @abstractmethod
+    def query_bytes(self) -> int:
+        """Bytes of one packed query."""
+
+    @abstractmethod
+    def pack_query(self, e: Emitter, query: Value, scale: Value, packed: Value) -> None:
+        """Bring the float32 [head_dim] at `query`, times the float32 `scale`, to the form that `dots` reads."""
+
+    @abstractmethod
+    def dots(self, e: Emitter, keys: Value, queries: Value, n: int, scores: Value, ahead: Ahead | None) -> None:
+        """scores float32 [n][64]: the product of each of n packed queries, one behind the other, with each key."""
+
+    @abstractmethod
+    def value(self, e: Emitter, values: Value, position: Value, column: int, width: int) -> Value:
+        """One piece of the value row `position` as float32, exact, without its block's scale."""
+
+    @property
+    def scales(self) -> int:
+        """Scales of a value row: `value` leaves them out, `weights` puts them in."""
+        return 0
+
+    def weights(self, e: Emitter, values: Value, shares: Value, n: int, weights: Value) -> None:
+        """weights float32 [scales][n][64]: the float32 [n][64] at `shares` times the scales of the page's values."""
+        raise NotImplementedError
+
+
+class _Float(PageFormat):
+    stored: ClassVar[Any]
+    size: ClassVar[int]
+
+    @property
+    def head_bytes(self) -> int:
+        return self.size * PAGE * self.head_dim
+
+    def columns(self, lanes: int) -> list[tuple[int, int]]:
+        return pieces(0, self.head_dim, lanes)
+
+    def store_key(self, e: Emitter, key: Value, page: Value, slot: Value) -> None:
+        for column, width in self.columns(e.target.lanes):
+            part = e.load(key + 4 * column, vec(F32, width)).to(self.stored)
+            for i in range(width):
+                e.store(part[i] if width > 1 else part, page + (column + i) * (self.size * PAGE) + slot * self.size)
+
+    def store_value(self, e: Emitter, value: Value, page: Value, slot: Value) -> None:
+        row = page + slot * (self.size * self.head_dim)
+        for column, width in self.columns(e.target.lanes):
+            e.store(e.load(value + 4 * column, vec(F32, width)).to(self.stored), row + self.size * column)
+
+    @property
+    def query_bytes(self) -> int:
+        return 4 * self.head_dim
+
+    def pack_query(self, e: Emitter, query: Value, scale: Value, packed: Value) -> None:
+        for column, width in self.columns(e.target.lanes):
+            e.store(e.load(query + 4 * column, vec(F32, width)) * scale.splat(width), packed + 4 * column)
+
+    def dots(self, e: Emitter, keys: Value, queries: Value, n: int, scores: Value, ahead: Ahead | None) -> None:
+        lanes = e.target.lanes
+        vectors = 4 if lanes >= 16 else 2  # n * vectors sums and the keys fit the registers for n <= 6
+        with e.loop(0, PAGE, vectors * lanes) as position:
+            sums = [[e.var(e.zero(vec(F32, lanes))) for _ in range(vectors)] for _ in range(n)]
+            unroll = math.gcd(self.head_dim, 4)  # a fifth faster: the loop's own additions take turns with the sums
+            with e.loop(0, self.head_dim, unroll) as d:
+                if ahead:
+                    turns = self.head_dim // unroll
+                    turn = position // (vectors * lanes) * turns + d // unroll
+                    ahead.turn(e, turn, turns * PAGE // (vectors * lanes))
+                for k in range(unroll):
+                    at = keys + d * (self.size * PAGE) + (self.size * PAGE * k) + position * self.size
+                    key = [e.load(at + self.size * lanes * v, vec(self.stored, lanes)).to(F32) for v in range(vectors)]
+                    for i in range(n):
+                        x = e.broadcast(queries + d * 4 + (4 * k + i * self.query_bytes), F32, lanes)
+                        for v in range(vectors):
+                            sums[i][v].set(e.fma(key[v], x, sums[i][v].value))
+            for i in range(n):
+                for v in range(vectors):
+                    e.store(sums[i][v].value, scores + position * 4 + 4 * (i * PAGE + v * lanes))
+
+    def value(self, e: Emitter, values: Value, position: Value, column: int, width: int) -> Value:
+        at = values + position * (self.size * self.head_dim) + self.size * column
+        return e.load(at, vec(self.stored, width)).to(F32)
+
+
+class F32Pages(_Float):
+    name, stored, size = "f32", F32, 4
+
+
+class F16Pages(_Float):
+    name, stored, size = "f16", F16, 2
+
+
+class _Blocks(PageFormat):
+    """Codes of `bits` bits with a scale per block."""
+
+    weight_sets = True
+    bits: ClassVar[int]
+
+    @abstractmethod
+    def _codes(self, e: Emitter, x: Value) -> tuple[Value, Value]:
+        """Return (int32 codes, float16 scale) of a block <32 x f32>; code - offset times scale is the value."""
+
+    @abstractmethod
+    def _offset(self, e: Emitter) -> int:
+        """What is added to the codes of keys, so that `dot_block` can take them."""
+
+    @abstractmethod
+    def _bound(self) -> int:
+        """`dot_block`'s bound of the codes of keys."""
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """(first column, columns) of each block."""
+        return [(c, min(BLOCK, self.head_dim - c)) for c in range(0, self.head_dim, BLOCK)]
+
+    @property
+    def head_bytes(self) -> int:
+        return 2 * PAGE * len(self.blocks) + PAGE * self.head_dim * self.bits // 8
+
+    @property
+    def _codes_at(self) -> int:
+        return 2 * PAGE * len(self.blocks)
+
+    def columns(self, lanes: int) -> list[tuple[int, int]]:
+        parts = 8 // self.bits  # of a block, side by side in its bytes
+        return [
+            piece
+            for first, length in self.blocks
+            for part in range(parts)
+            for piece in pieces(first + part * length // parts, length // parts, lanes)
+        ]
+
+    def _block(self, e: Emitter, at: Value, first: int, length: int) -> Value:
+        """One block of the float32 row at `at`, with zeros behind its end: <32 x f32>."""
+        x = e.load(at + 4 * first, vec(F32, length))
+        fill = [length] * (BLOCK - length)
+        return x if length == BLOCK else x.pick([*range(length), *fill], e.zero(x.type))
+
+    def store_key(self, e: Emitter, key: Value, page: Value, slot: Value) -> None:
+        for b, (first, length) in enumerate(self.blocks):
+            codes, scale = self._codes(e, self._block(e, key, first, length))
+            e.store(scale, page + 2 * PAGE * b + slot * 2)
+            words = self._key_words(e, codes)
+            for i in range(length * self.bits // 32):
+                at = page + self._codes_at + slot * 4 + 4 * PAGE * (first * self.bits // 32 + i)
+                e.store(words[i], at)
+
+    @abstractmethod
+    def _key_words(self, e: Emitter, codes: Value) -> Value:
+        """The int32 words of a block's keys, in the order of columns."""
+
+    @property
+    def query_bytes(self) -> int:
+        return self.head_dim + 8 * len(self.blocks)  # codes, then float32 scales, then int32 starts
+
+    def pack_query(self, e: Emitter, query: Value, scale: Value, packed: Value) -> None:
+        scales, starts = packed + self.head_dim, packed + self.head_dim + 4 * len(self.blocks)
+        for b, (first, length) in enumerate(self.blocks):
+            codes, step = int8_block(e, self._block(e, query, first, length))
+            e.store(codes.pick(list(range(length))).to(I8), packed + first)
+            e.store(step * scale, scales + 4 * b)
+            e.store(e.sum(codes) * -self._offset(e), starts + 4 * b)
+
+    def dots(self, e: Emitter, keys: Value, queries: Value, n: int, scores: Value, ahead: Ahead | None) -> None:
+        lanes = e.target.lanes
+        vectors = 2 if lanes >= 16 else 1
+        pair_bytes = 4 * PAGE * self.bits // 4  # of 8 columns
+        with e.loop(0, PAGE, vectors * lanes) as position:
+            sums = [[e.var(e.zero(vec(F32, lanes))) for _ in range(vectors)] for _ in range(n)]
+            at = keys + self._codes_at + position * 4
+
+            def block(b: Value, length: int) -> None:
+                if ahead:
+                    turns = len(self.blocks)
+                    ahead.turn(e, position // (vectors * lanes) * turns + b, turns * PAGE // (vectors * lanes))
+                code_of = queries + b * BLOCK
+                scale_of, start_of = (queries + b * 4 + self.head_dim + k * 4 * len(self.blocks) for k in (0, 1))
+                dots = [
+                    [e.broadcast(start_of + i * self.query_bytes, I32, lanes) for _ in range(vectors)] for i in range(n)
+                ]
+                for pair in range(length // 8):
+                    row = at + b * (BLOCK // 8 * pair_bytes) + pair_bytes * pair
+                    key = [self._key_pair(e, row + 4 * lanes * v) for v in range(vectors)]
+                    for i in range(n):
+                        quads = [
+                            e.broadcast(code_of + i * self.query_bytes + 8 * pair + 4 * k, I32, lanes).view(
+                                vec(I8, 4 * lanes)
+                            )
+                            for k in (0, 1)
+                        ]
+                        for v in range(vectors):
+                            dots[i][v] = e.target.dot_block(e, dots[i][v], key[v], quads, self._bound())
+                step = [
+                    e.load(keys + (b * PAGE + position) * 2 + 2 * lanes * v, vec(F16, lanes)).to(F32)
+                    for v in range(vectors)
+                ]
+                for i in range(n):
+                    scale = e.broadcast(scale_of + i * self.query_bytes, F32, lanes)
+                    for v in range(vectors):
+                        product = dots[i][v].to(F32) * step[v]
+                        sums[i][v].set(e.fma(product, scale, sums[i][v].value))
+
+            with e.loop(0, self.head_dim // BLOCK) as b:
+                block(b, BLOCK)
+            if self.head_dim % BLOCK:
+                block(e.i64(self.head_dim // BLOCK), self.head_dim % BLOCK)
+            for i in range(n):
+                for v in range(vectors):
+                    e.store(sums[i][v].value, scores + position * 4 + 4 * (i * PAGE + v * lanes))
+
+    @abstractmethod
+    def _key_pair(self, e: Emitter, at: Value) -> list[Value]:
+        """The codes of two quads of columns of a vector of positions, <4 * lanes x i8> each."""
+
+    @property
+    def scales(self) -> int:
+        return len(self.blocks)
+
+    def weights(self, e: Emitter, values: Value, shares: Value, n: int, weights: Value) -> None:
+        lanes = e.target.lanes
+        with e.loop(0, PAGE, lanes) as position:
+            share = [e.load(shares + position * 4 + 4 * PAGE * i, vec(F32, lanes)) for i in range(n)]
+            for b in range(len(self.blocks)):
+                scale = e.load(values + position * 2 + 2 * PAGE * b, vec(F16, lanes)).to(F32)
+                for i in range(n):
+                    e.store(share[i] * scale, weights + position * 4 + 4 * PAGE * (b * n + i))
+
+    def value(self, e: Emitter, values: Value, position: Value, column: int, width: int) -> Value:
+        row = values + self._codes_at + position * (self.head_dim * self.bits // 8)
+        return self._value_codes(e, row, column, width).to(F32)
+
+    @abstractmethod
+    def _value_codes(self, e: Emitter, row: Value, column: int, width: int) -> Value:
+        """Signed int32 codes of one piece of a value row."""
+
+
+class Q8Pages(_Blocks):
+    """absmax / 127 and nearest codes, as GGUF's Q8_0."""
+
+    name, bits = "q8_0", 8
+
+    def _codes(self, e: Emitter, x: Value) -> tuple[Value, Value]:
+        codes, scale = int8_block(e, x)
+        return codes, scale.to(F16)
+
+    def _offset(self, e: Emitter) -> int:
+        return e.target.weight_offset
+
+    def _bound(self) -> int:
+        return 128
+
+    def _key_words(self, e: Emitter, codes: Value) -> Value:
+        return (codes + e.target.weight_offset).to(I8).view(vec(I32, BLOCK // 4))
+
+    def _key_pair(self, e: Emitter, at: Value) -> list[Value]:
+        return [e.load(at + 4 * PAGE * k, vec(I8, 4 * e.target.lanes)) for k in (0, 1)]
+
+    def store_value(self, e: Emitter, value: Value, page: Value, slot: Value) -> None:
+        for b, (first, length) in enumerate(self.blocks):
+            codes, scale = self._codes(e, self._block(e, value, first, length))
+            e.store(scale, page + 2 * PAGE * b + slot * 2)
+            e.store(codes.pick(list(range(length))).to(I8), page + self._codes_at + slot * self.head_dim + first)
+
+    def _value_codes(self, e: Emitter, row: Value, column: int, width: int) -> Value:
+        return e.load(row + column, vec(I8, width)).to(I32)
+
+
+class Q4Pages(_Blocks):
+    """The value of largest magnitude / -8 and nearest codes 0..15, as GGUF's Q4_0, of rotated keys and values."""
+
+    name, bits, rotated = "q4_0", 4, True
+
+    def _codes(self, e: Emitter, x: Value) -> tuple[Value, Value]:
+        high, low = e.largest(x), -e.largest(-x)
+        step = e.select(high > -low, high, low) * -0.125
+        is_zero = step.equals(0.0)
+        inverse = e.select(is_zero, 0.0, 1.0 / e.select(is_zero, 1.0, step))
+        codes = (x * inverse.splat(BLOCK) + 8.5).to(I32)
+        return e.min(codes, 15), step.to(F16)
+
+    def _offset(self, e: Emitter) -> int:
+        return 8
+
+    def _bound(self) -> int:
+        return 15
+
+    def _key_words(self, e: Emitter, codes: Value) -> Value:
+        low = codes.pick([8 * i + k for i in range(BLOCK // 8) for k in range(4)])
+        high = codes.pick([8 * i + 4 + k for i in range(BLOCK // 8) for k in range(4)])
+        return (low | (high << 4)).to(I8).view(vec(I32, BLOCK // 8))
+
+    def _key_pair(self, e: Emitter, at: Value) -> list[Value]:
+        both = e.load(at, vec(I8, 4 * e.target.lanes))
+        return [both & 15, both >> 4]
+
+    def store_value(self, e: Emitter, value: Value, page: Value, slot: Value) -> None:
+        for b, (first, length) in enumerate(self.blocks):
+            codes, scale = self._codes(e, self._block(e, value, first, length))
+            half = length // 2
+            low, high = codes.pick(list(range(half))), codes.pick(list(range(half, length)))
+            e.store(scale, page + 2 * PAGE * b + slot * 2)
+            at = page + self._codes_at + slot * (self.head_dim // 2) + first // 2
+            e.store((low | (high << 4)).to(I8), at)
+
+    def _value_codes(self, e: Emitter, row: Value, column: int, width: int) -> Value:
+        first, length = self.blocks[column // BLOCK]
+        part, place = divmod(column - first, length // 2)
+        both = e.load(row + first // 2 + place, vec(I8, width)).zext(I32)
+        return (both >> 4 if part else both & 15) - 8
+
+
+PAGE_FORMATS: dict[str, type[PageFormat]] = {f.name: f for f in (F16Pages, F32Pages, Q8Pages, Q4Pages)}
