@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import UsageError, printable
+from ..errors import UsageError
 from ..runtime.options import RuntimeOptions
 from . import _options
 from ._progress import Progress
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     if arguments.repetitions < 1:
         raise UsageError(f"-r is {arguments.repetitions}; allowed: 1 or more")
     prompts, generations, depths, threads = (
-        _numbers(flag, text)
+        _options.numbers(flag, text)
         for flag, text in (
             ("-p", arguments.n_prompt),
             ("-n", arguments.n_gen),
@@ -51,13 +51,3 @@ def main(argv: list[str]) -> int:
     forms: dict[str, Callable[[list[dict[str, Any]]], str]] = {"md": speed.table, "json": json_text, "csv": csv_text}
     print(forms[arguments.output](records))
     return 0
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        numbers = [int(word) for word in text.split(",")]
-    except ValueError:
-        numbers = [-1]
-    if min(numbers) < 0:
-        raise UsageError(f"{flag} is {printable(text)!r}; allowed: numbers from 0 with commas between")
-    return numbers

@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from typing import Any, NoReturn, get_type_hints
 
-from ..errors import UsageError
+from ..errors import UsageError, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,6 +84,17 @@ def given(arguments: argparse.Namespace, options: type, *, leave_out: tuple[str,
     names = [field.name for field in dataclasses.fields(options) if field.name not in leave_out]
     found = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def numbers(flag: str, text: str, minimum: int = 0) -> list[int]:
+    """Return the numbers of a list like "128,512"; raises UsageError, naming `flag`, for anything else."""
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < minimum:
+        raise UsageError(f"{flag} is {printable(text)!r}; allowed: numbers from {minimum} with commas between")
+    return found
 
 
 def text_or_input(word: str | None, what: str) -> str:

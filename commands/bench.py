@@ -1,7 +1,8 @@
-"""Measure: speed MODEL, accuracy MODEL --text FILE, peers MODEL...; shapes SHAPE makes models for it.
+"""Measure speed or accuracy, also beside other engines: speed MODEL, accuracy MODEL --text FILE, peers MODEL...
 
   speed      how many tokens a second it reads and generates: llama-bench's table
   accuracy   how well it predicts a text, and how far it is from a reference: llama-perplexity's figures
+  peers      the speed of llama.cpp and others beside it, in turns, and of the machine itself
   shapes     a random model of a published shape, as large as the real one, without a download
 
 `halfbyte bench speed --help` tells the options, and so do the others.
@@ -14,7 +15,7 @@ from importlib import import_module
 from ..errors import UsageError
 from . import _options
 
-_KINDS = {"speed": "MODEL", "accuracy": "MODEL", "shapes": "SHAPE"}  # the modules _bench_<name>.py
+_KINDS = {"speed": "MODEL", "accuracy": "MODEL", "peers": "MODEL...", "shapes": "SHAPE"}  # the modules _bench_<name>.py
 
 
 def main(argv: list[str]) -> int:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..bench.bandwidth import read_bandwidth
+from ..bench.limits import read_bandwidth
 from ..bench.report import columns, json_text, size_text
 from ..errors import UsageError
 from ..runtime.kernels.jit import kernel_folder

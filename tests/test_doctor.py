@@ -5,7 +5,7 @@ import os
 
 from command_line import assert_clean_error, halfbyte
 
-from halfbyte.bench.bandwidth import read_bandwidth
+from halfbyte.bench.limits import read_bandwidth
 from halfbyte.runtime.kernels.targets import TARGETS
 
 

@@ -101,9 +101,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def peer(file: Path) -> Any:
-    """`file` in llama.cpp, on one thread, without the layouts that some builds of it die of (bench/peers.py)."""
+    """`file` in llama.cpp, on one thread, without the layouts that some builds of it die of."""
     pytest.importorskip("llama_cpp", reason="the extra peers is not installed")
-    from halfbyte.bench.peers import LlamaCpp
+    from halfbyte.bench.peers.llamacpp import LlamaCpp
 
     return LlamaCpp(file, repack=False)
 
@@ -156,7 +156,7 @@ def test_logits_are_as_near_to_the_truth(files: Files, source: str, type: str) -
     for prompt in OTHER_PROMPTS if source != "tiny BPE" else ([400], [17, 99, 5], [260, 31]):
         ids = as_ids(file, prompt)
         tokens = ids + other.greedy(ids, N)
-        other.clear()
+        other.truncate(0)
         for token in tokens[:-1]:
             other.feed([token])
             theirs.append(other.logits())
@@ -219,7 +219,7 @@ def test_perplexity(files: Files, tmp_path: Path, source: str, type: str) -> Non
     nll = []
     with LogitsWriter(saved, np.array(ids, np.int32).reshape(n_chunks, n_ctx), other.n_vocab) as writer:
         for start in range(0, len(ids), n_ctx):
-            other.clear()
+            other.truncate(0)
             other.feed([ids[0], *ids[start + 1 : start + n_ctx // 2]])  # BOS for the first token
             for i in range(start + n_ctx // 2, start + n_ctx - 1):
                 other.feed([ids[i]])

@@ -28,7 +28,9 @@ ALLOWED = {
 HOMES = {
     "numba": ("quant/jit.py",),
     "llvmlite": ("runtime/kernels/", "quant/jit.py"),  # jit.py: its version, for the key of the cache
-    "torch": ("convert/",),
+    "torch": ("convert/", "bench/peers/transformers_bf16.py"),
+    "transformers": ("bench/peers/transformers_bf16.py",),
+    "llama_cpp": ("bench/peers/llamacpp.py",),
     "prompt_toolkit": ("commands/chat.py",),
     "jinja2": ("runtime/templates.py",),
     "matplotlib": ("bench/picture.py",),
