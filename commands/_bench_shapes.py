@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("shape", metavar="SHAPE", help=argparse.SUPPRESS)
     parser.add_argument("out", metavar="OUT", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--type", metavar="TYPE", help="type of OUT, as for `halfbyte convert`")
+    parser.add_argument("--pure", action="store_true", help="one format for all matrices, instead of a mixture")
     parser.add_argument("--checkpoint", metavar="FOLDER", help="write the checkpoint into FOLDER, which holds none yet")
     parser.add_argument("--seed", metavar="N", type=int, default=1, help="other weights (default: 1)")
     parser.add_argument("--force", action="store_true", help="replace OUT when it is there")
@@ -46,7 +47,9 @@ def main(argv: list[str]) -> int:
     with Progress() as progress:
         if arguments.out is not None:
             told = partial(progress, f"writing {printable(arguments.out)}")
-            write_gguf(arguments.out, shape, arguments.type.lower(), arguments.seed, arguments.force, told)
+            write_gguf(
+                arguments.out, shape, arguments.type.lower(), arguments.seed, arguments.force, told, arguments.pure
+            )
         if arguments.checkpoint is not None:
             told = partial(progress, f"writing {printable(arguments.checkpoint)}")
             write_checkpoint(arguments.checkpoint, shape, arguments.seed, told)

@@ -37,11 +37,13 @@ def test_sizes_are_those_of_the_published_models(name):
     assert SHAPES[name].parameters == PUBLISHED[name] - (QWEN_BIASES if name == "0.5b" else 0)
 
 
-def test_the_file_is_what_converting_the_checkpoint_gives(pair, tmp_path):
+@pytest.mark.parametrize(("type", "pure"), [("q4_0", False), ("q4_k_m", False), ("q8_0", True)])
+def test_the_file_is_what_converting_the_checkpoint_gives(pair, tmp_path, type, pure):
     """Every tensor's bytes, the rows of Q and K, every type, all metadata but name and label."""
-    _, checkpoint, file = pair
-    convert_checkpoint(checkpoint, tmp_path / "converted.gguf", "q4_0")
-    with open_gguf(file) as ours, open_gguf(tmp_path / "converted.gguf") as converted:
+    shape, checkpoint, _ = pair
+    write_gguf(tmp_path / "m.gguf", shape, type, seed=3, pure=pure)
+    convert_checkpoint(checkpoint, tmp_path / "converted.gguf", type, pure=pure)
+    with open_gguf(tmp_path / "m.gguf") as ours, open_gguf(tmp_path / "converted.gguf") as converted:
         assert list(ours.tensors) == list(converted.tensors)
         for name, view in converted.tensors.items():
             assert ours.tensors[name].format == view.format

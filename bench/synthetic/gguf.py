@@ -29,8 +29,11 @@ def write_gguf(
     seed: int = 1,
     force: bool = False,
     progress: Progress | None = None,
+    pure: bool = False,
 ) -> None:
     """Write the model `shape` of file type `type` (quant/recipe.py) to `path`, a piece of a tensor at a time.
+
+    pure  all matrices get one format, the embedding and the output matrix included
 
     Memory holds the packed tensors of one layer, since all layers have the same.  Raises UnsupportedError for an
     unknown type, OutputExistsError when `path` is there and `force` is not given, UsageError when it cannot be written.
@@ -40,6 +43,7 @@ def write_gguf(
     chosen = choose_formats(
         {name: sizes for name, _, sizes in listed}, recipe,
         ModelSizes("llama", layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads),
+        pure,
     )  # fmt: skip
     tensors = {name: (kind, sizes, chosen[name] or FORMATS["f32"]) for name, kind, sizes in listed}
     total, done = sum(math.prod(sizes) for _, sizes, _ in tensors.values()), 0
