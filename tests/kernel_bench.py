@@ -160,7 +160,8 @@ class Product:
         )  # fmt: skip
         self.heap.freeze(self.panels)
         self.correction = None if self.activations == "f32" else self.layout.correction(bench.library.target)
-        self.sink = Sink(False, True, () if self.correction is None else (self.correction,))
+        corrections = () if self.correction is None else (self.correction,)
+        self.sink = Sink(False, True, corrections, 32 if self.layout.is_float else self.layout.scale_columns)
         self.codes = Codes(self.sink, rows_max if self.activations == "int8" else 0, columns, bench.tile, self.heap)
 
     def _zeros(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...quant.gguf_reader import open_gguf
 from ...runtime.engine.batch import Part
 from ...runtime.engine.engine import Engine
-from ...runtime.kernels.attention import PAGE, element_bytes
+from ...runtime.kernels.pages import PAGE
 from ...runtime.options import RuntimeOptions
 from .base import Files, Peer
 
@@ -17,7 +17,7 @@ class Halfbyte(Peer):
         self._engine = engine
         self._sequences = [engine.new_sequence() for _ in range(sequences)]
         self.n_vocab = engine.model.n_vocab
-        self.cache_bytes = element_bytes(engine.cache_type)
+        self.cache_bytes = engine.cache_bytes
 
     @classmethod
     def load(cls, files: Files, threads: int, context: int, sequences: int) -> Halfbyte:

@@ -15,6 +15,7 @@ from ...errors import UsageError
 from ...quant.gguf_reader import GgufFile
 from ..kernels.attention import Shape
 from ..kernels.jit import Library, host_library
+from ..kernels.pages import PAGE
 from ..kernels.sync import alone_kernel, lead_kernel, work_kernel
 from ..machine import available_memory, default_threads
 from ..models import read_model
@@ -121,6 +122,11 @@ class Engine:
     def bytes_per_token(self) -> int:
         """Bytes of weights that decoding one token reads."""
         return self._weights.matrix_bytes
+
+    @property
+    def cache_bytes(self) -> float:
+        """Bytes of one element of the KV cache, scales counted in."""
+        return self._pages.page_bytes / (PAGE * self.model.n_kv_heads * self.model.head_dim)
 
     @property
     def activation_type(self) -> str:

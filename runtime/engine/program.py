@@ -7,7 +7,7 @@ Buffers hold `max_rows` rows.  The same buffer serves every layer: what a layer 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from ..kernels import elementwise as ew
 from ..kernels import rope
 from ..kernels.activations import Sink
 from ..kernels.jit import Kernel, Library
-from ..kernels.layouts import BLOCK
+from ..kernels.layouts import BLOCK, BlockLayout, Correction
 from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
 from .batch import N_ITEMS, N_OUTPUTS, N_ROWS, StepInputs
 from .kv_pages import PagePool
@@ -42,29 +42,47 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Activations:
-    """What a linear layer reads: float32 rows, tiles of int8 codes, or both (kernels/activations.py)."""
+class Tiles:
+    """Tiles of int8 codes of `columns` columns, as `sink` says (kernels/activations.py)."""
 
     sink: Sink
     columns: int
-    rows: Rows | None
-    codes: Memory | None
+    memory: Memory
     block_stride: int
-
-    def fields(self) -> dict[str, int]:
-        """The record fields of the kernel that writes this."""
-        return {
-            "out": self.rows.address if self.rows else 0,
-            "out_stride": self.rows.stride if self.rows else 0,
-            "codes": self.codes.address if self.codes else 0,
-            "tile_stride": self.tile_stride,
-            "block_stride": self.block_stride,
-        }
 
     @property
     def tile_stride(self) -> int:
         """Bytes from one tile of rows to the next."""
         return self.columns // BLOCK * self.block_stride
+
+    def fields(self) -> dict[str, int]:
+        """The record fields of the kernel that writes this."""
+        return {"codes": self.memory.address, "tile_stride": self.tile_stride, "block_stride": self.block_stride}
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What linear layers read: float32 rows, tiles (two kinds where 32 and 256 columns share scales), or both."""
+
+    columns: int
+    rows: Rows | None
+    tiles: tuple[Tiles, ...]
+
+    @property
+    def sink(self) -> Sink:
+        """What the kernel writes that makes this; other tiles are made of the rows."""
+        if not self.tiles:
+            return Sink(float32=True, codes=False)
+        return replace(self.tiles[0].sink, float32=self.rows is not None)
+
+    def fields(self) -> dict[str, int]:
+        """The record fields of the kernel that makes this."""
+        rows = {"out": self.rows.address, "out_stride": self.rows.stride} if self.rows else {"out": 0, "out_stride": 0}
+        none = dict.fromkeys(("codes", "tile_stride", "block_stride"), 0)
+        return rows | (self.tiles[0].fields() if self.tiles else none)
+
+    def tiles_for(self, layout: BlockLayout) -> Tiles:
+        return next(tiles for tiles in self.tiles if tiles.sink.columns == layout.scale_columns)
 
 
 @dataclass
@@ -105,26 +123,42 @@ class Builder:
         return rows
 
     def _activations(self, use: str, columns: int, into: tuple[Matrix, ...]) -> Activations:
-        coded = [m for m in into if m.activations == "int8"]
-        corrections = dict.fromkeys(c for m in coded if (c := m.layout.correction(self._library.target)) is not None)
-        sink = Sink(
-            float32=len(coded) < len(into),
-            codes=bool(coded),
-            corrections=tuple(corrections),
-        )
-        key = (use, columns, self._rows_now, sink)
+        corrections: dict[int, dict[Correction, None]] = {}  # by columns that share a scale
+        for m in into:
+            if m.activations == "int8":
+                assert isinstance(m.layout, BlockLayout)
+                wanted = corrections.setdefault(m.layout.scale_columns, {})
+                if (correction := m.layout.correction(self._library.target)) is not None:
+                    wanted[correction] = None
+        sinks = tuple(Sink(False, True, tuple(found), shared) for shared, found in corrections.items())
+        with_rows = len(sinks) > 1 or any(m.activations == "f32" for m in into)
+        key = (use, columns, self._rows_now, sinks, with_rows)
         if key not in self._buffers:
-            block_stride = sink.block_bytes(self._tile)
-            n_tiles = -(-self._rows_now // self._tile)
-            self._buffers[key] = Activations(
-                sink, columns,
-                rows=self._rows(use, columns) if sink.float32 else None,
-                codes=self._allocate(n_tiles * (columns // BLOCK) * block_stride, use) if sink.codes else None,
-                block_stride=block_stride,
-            )  # fmt: skip
+            rows = self._rows(use, columns) if with_rows else None
+            self._buffers[key] = Activations(columns, rows, tuple(self._tiles(use, columns, sink) for sink in sinks))
         activations = self._buffers[key]
         assert isinstance(activations, Activations)
         return activations
+
+    def _tiles(self, use: str, columns: int, sink: Sink) -> Tiles:
+        block_stride, n_tiles = sink.block_bytes(self._tile), -(-self._rows_now // self._tile)
+        return Tiles(sink, columns, self._allocate(n_tiles * (columns // BLOCK) * block_stride, use), block_stride)
+
+    def _quantize(self, rows: Rows, tiles: Tiles) -> None:
+        self._add(
+            ew.quantize_kernel(tiles.sink),
+            ew.QUANTIZE.make(
+                n_rows=self._count[self._counted], x=rows.address, x_stride=rows.stride, columns=rows.columns, out=0,
+                out_stride=0, **tiles.fields(),
+            ),
+        )  # fmt: skip
+
+    def _other_tiles(self, x: Activations) -> Activations:
+        """Make what the kernel before could not write along."""
+        for tiles in x.tiles[1:]:
+            assert x.rows is not None
+            self._quantize(x.rows, tiles)
+        return x
 
     def _shared(self, use: str, nbytes: int) -> Memory:
         """Zeroed memory that all steps with this use and size share."""
@@ -170,7 +204,7 @@ class Builder:
                 x_stride=x.stride, columns=x.columns, weight=weight, epsilon=epsilon, **out.fields(),
             ),
         )  # fmt: skip
-        return out
+        return self._other_tiles(out)
 
     def linear(self, x: Activations, *weights: Matrix) -> tuple[Rows, ...]:
         """x @ w.T (+ bias) for each matrix; matrices of one type share a step."""
@@ -200,20 +234,21 @@ class Builder:
             for w, y in pairs
         ])  # fmt: skip
         self._keep.append(matrices)
-        correction = None
+        block_stride = correction_at = 0
         if activations == "f32":
             assert x.rows is not None
             source, stride, row_bytes = x.rows.address, x.rows.stride, 4 * x.columns
         else:
-            correction = layout.correction(self._library.target)
-            assert x.codes is not None
-            source, stride, row_bytes = x.codes.address, x.tile_stride, x.tile_stride // self._tile
+            assert isinstance(layout, BlockLayout)
+            tiles, correction = x.tiles_for(layout), layout.correction(self._library.target)
+            source, stride, row_bytes = tiles.memory.address, tiles.tile_stride, tiles.tile_stride // self._tile
+            block_stride = tiles.block_stride
+            correction_at = tiles.sink.correction_at(correction, self._tile) if correction is not None else 0
         self._add(
             matmul_kernel(layout.name, add, activations),
             MATMUL.make(
                 n_rows=self._count[self._counted], steps=x.columns // layout.step_columns, x=source, x_stride=stride,
-                block_stride=x.block_stride,
-                correction=x.sink.correction_at(correction, self._tile) if correction is not None else 0,
+                block_stride=block_stride, correction=correction_at,
                 token_block=max(self._tile, L2_BYTES // row_bytes // self._tile * self._tile),
                 chunk=chunk, n_matrices=len(pairs), matrices=int(matrices.ctypes.data),
             ),
@@ -262,14 +297,8 @@ class Builder:
             ),
         )  # fmt: skip
         ready = self._activations("attended", query.columns, into)
-        if not ready.sink.codes:
-            return ready  # the rows themselves
-        self._add(
-            ew.quantize_kernel(Sink(False, True, ready.sink.corrections)),
-            ew.QUANTIZE.make(
-                n_rows=self._count[N_ROWS], x=out.address, x_stride=out.stride, columns=out.columns, **ready.fields()
-            ),
-        )
+        for tiles in ready.tiles:
+            self._quantize(out, tiles)
         return ready
 
     def swiglu(self, gate: Rows, up: Rows, into: tuple[Matrix, ...]) -> Activations:
@@ -282,7 +311,7 @@ class Builder:
                 columns=gate.columns, **out.fields(),
             ),
         )  # fmt: skip
-        return out
+        return self._other_tiles(out)
 
     def kernels(self) -> list[Kernel]:
         """The kernels that the program needs, once each."""

@@ -7,14 +7,18 @@ A tile is `Target.tile` rows.  For each 32 columns, one record holds what a micr
 
 so that every address in the micro-kernel is one of two pointers plus a constant.  Rows apart cost a pointer each,
 spills of those, and collisions in the cache where strides are powers of two: a third of the speed of prompts.
-The scale is absmax / 127 rounded to float16, as llama.cpp's Q8_0, so that both pick the same tokens.
+
+Types with blocks of 32 columns meet a scale for each 32, absmax / 127 rounded to float16 as in llama.cpp's Q8_0; types
+with super-blocks meet one for 256, in float32 as in its Q8_K, so that a product is scaled once in 256 columns.  Both
+then pick llama.cpp's tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from .emit import F16, F32, I8, I32, Emitter, Value
+from .emit import F16, F32, I8, I32, Emitter, Value, vec
 from .layouts import BLOCK, Correction
 from .records import Fields
 from .targets import ACTIVATION_MAX
@@ -26,14 +30,18 @@ SINK_FIELDS = ("out", "out_stride", "codes", "tile_stride", "block_stride")
 
 @dataclass(frozen=True)
 class Sink:
-    """Which outputs a kernel writes: float32 rows, and tiles of int8 codes with these corrections."""
+    """Which outputs a kernel writes: float32 rows, and tiles of int8 codes with these corrections.
+
+    columns: how many share a scale, 32 or 256.
+    """
 
     float32: bool
     codes: bool
     corrections: tuple[Correction, ...] = ()
+    columns: int = BLOCK
 
-    def params(self) -> tuple[bool, bool, tuple[Correction, ...]]:
-        return self.float32, self.codes, self.corrections
+    def params(self) -> tuple[bool, bool, tuple[Correction, ...], int]:
+        return self.float32, self.codes, self.corrections, self.columns
 
     def correction_at(self, correction: Correction, tile: int) -> int:
         """Where the values of `correction` start in a record, in bytes."""
@@ -54,13 +62,37 @@ def int8_block(e: Emitter, x: Value) -> tuple[Value, Value]:
     return codes, (largest * (1.0 / ACTIVATION_MAX)).to(F16).to(F32)
 
 
-def put(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x: Value) -> None:
-    """Write one block <32 x f32> of a row to the sink."""
+def put(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Callable[[Value], Value]) -> None:
+    """Write sink.columns columns of a row, from block `first` on; element(block) computes <32 x f32>."""
+    if sink.columns == BLOCK:
+        x = element(first)
+        _put_float32(e, sink, a, row, first, x)
+        if sink.codes:
+            codes, scale = int8_block(e, x)
+            _put_codes(e, sink, a, row, first, codes, scale)
+        return
+    held, largest = e.scratch(4 * sink.columns), e.var(e.const(I32, 0))
+    with e.loop(0, sink.columns // BLOCK) as i:
+        x = element(first + i)
+        _put_float32(e, sink, a, row, first + i, x)
+        e.store(x, held + i * (4 * BLOCK))
+        largest.set(e.max(largest.value, e.largest_magnitude(x).view(I32)))  # NaN has the largest bits
+    absmax = largest.value.view(F32)
+    positive = absmax > 0.0
+    inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, absmax, 1.0), 0.0)
+    scale = e.select(positive, 1.0 / inverse, absmax)
+    with e.loop(0, sink.columns // BLOCK) as i:
+        codes = e.round(e.load(held + i * (4 * BLOCK), vec(F32, BLOCK)) * inverse.splat(BLOCK)).to(I32)
+        _put_codes(e, sink, a, row, first + i, codes, scale)
+
+
+def _put_float32(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x: Value) -> None:
     if sink.float32:
         e.store(x, a.out + row * a.out_stride + block * (4 * BLOCK))
-    if not sink.codes:
-        return
-    codes, scale = int8_block(e, x)
+
+
+def _put_codes(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, codes: Value, scale: Value) -> None:
+    """Write 32 codes <32 x i32>, their scale and what comes of them to the row's place in its record."""
     tile = e.target.tile
     record, in_tile = a.codes + row // tile * a.tile_stride + block * a.block_stride, row % tile
     e.store(codes.to(I8), record + in_tile * ROW_BYTES)
@@ -70,5 +102,8 @@ def put(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x: Value) -
     for correction in sink.corrections:
         place = record + in_tile * 4 + sink.correction_at(correction, tile)
         for g, total in enumerate([low, high] if correction.groups == 2 else [low + high]):
-            value = total.to(F32) * scale if correction.factor is None else total * correction.factor
+            if correction.factor is not None:
+                value = total * correction.factor
+            else:
+                value = total.to(F32) if sink.columns > BLOCK else total.to(F32) * scale
             e.store(value, place + 4 * tile * g)

@@ -44,12 +44,14 @@ def tasks(e: Emitter, count: Value, at_least: int) -> Iterator[Value]:
             yield i
 
 
-def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections: tuple[Correction, ...]) -> None:
+def rms_norm(
+    e: Emitter, indexed: bool, float32: bool, codes: bool, corrections: tuple[Correction, ...], shared: int
+) -> None:
     """Program step: x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019).  Record: NORM.
 
     indexed: row i is x[row_index[i]] (int64), which gathers the rows that want logits.
     """
-    sink, width = Sink(float32, codes, corrections), e.target.lanes
+    sink, width = Sink(float32, codes, corrections, shared), e.target.lanes
     a = NORM.read(e, e.args[0])
     epsilon, blocks = a.float32("epsilon"), a.columns // BLOCK
     wide = a.columns // width * width
@@ -64,10 +66,13 @@ def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections:
             v = e.load(x + k * 4, F32)
             total.set(e.fma(v, v, total.value))
         factor = 1.0 / e.sqrt(total.value / a.columns.to(F32) + epsilon)
-        with e.loop(0, blocks) as block:
+
+        def normed(block: Value) -> Value:
             at = block * (4 * BLOCK)
-            v = e.load(x + at, vec(F32, BLOCK)) * factor.splat(BLOCK) * e.load(a.weight + at, vec(F32, BLOCK))
-            put(e, sink, a, row, block, v)
+            return e.load(x + at, vec(F32, BLOCK)) * factor.splat(BLOCK) * e.load(a.weight + at, vec(F32, BLOCK))
+
+        with e.loop(0, blocks, sink.columns // BLOCK) as block:
+            put(e, sink, a, row, block, normed)
         _tail(
             e, sink, a, row, blocks * BLOCK, lambda k: e.load(x + k * 4, F32) * factor * e.load(a.weight + k * 4, F32)
         )
@@ -75,17 +80,18 @@ def rms_norm(e: Emitter, indexed: bool, float32: bool, codes: bool, corrections:
 
 def _by_block(e: Emitter, sink: Sink, a: Fields, element: Callable[[Value, Value, int], Value]) -> None:
     """Walk all blocks of all rows, and the rows' tails, so that one long row is shared too."""
+    n = sink.columns // BLOCK  # blocks that go together; they divide the columns where n > 1
     whole = a.columns // BLOCK
-    blocks = (a.columns + (BLOCK - 1)) // BLOCK
-    with tasks(e, e.load(a.n_rows, I64) * blocks, TASK_BLOCKS) as pair:
-        row, block = pair // blocks, pair % blocks
+    groups = (a.columns + (sink.columns - 1)) // sink.columns
+    with tasks(e, e.load(a.n_rows, I64) * groups, TASK_BLOCKS // n) as pair:
+        row, block = pair // groups, pair % groups * n
         with e.when(block < whole):
-            put(e, sink, a, row, block, element(row, block * BLOCK, BLOCK))
+            put(e, sink, a, row, block, lambda b: element(row, b * BLOCK, BLOCK))
         with e.when(block >= whole):
             _tail(e, sink, a, row, block * BLOCK, lambda k: element(row, k, 1))
 
 
-def swiglu(e: Emitter, float32: bool, codes: bool, corrections: tuple[Correction, ...]) -> None:
+def swiglu(e: Emitter, float32: bool, codes: bool, corrections: tuple[Correction, ...], shared: int) -> None:
     """Program step: silu(gate) * up, silu(x) = x / (1 + e^-x) (Shazeer 2020).  Record: SWIGLU."""
     a = SWIGLU.read(e, e.args[0])
 
@@ -94,17 +100,17 @@ def swiglu(e: Emitter, float32: bool, codes: bool, corrections: tuple[Correction
         gate = e.load(a.gate + at, ty)
         return gate / (e.exp(-gate) + 1.0) * e.load(a.up + at, ty)
 
-    _by_block(e, Sink(float32, codes, corrections), a, element)
+    _by_block(e, Sink(float32, codes, corrections, shared), a, element)
 
 
-def quantize(e: Emitter, float32: bool, codes: bool, corrections: tuple[Correction, ...]) -> None:
+def quantize(e: Emitter, float32: bool, codes: bool, corrections: tuple[Correction, ...], shared: int) -> None:
     """Program step: float32 rows -> int8 codes (and a copy, where a float format reads them too).  Record: QUANTIZE."""
     a = QUANTIZE.read(e, e.args[0])
 
     def element(row: Value, column: Value, n: int) -> Value:
         return e.load(a.x + row * a.x_stride + column * 4, vec(F32, n))
 
-    _by_block(e, Sink(float32, codes, corrections), a, element)
+    _by_block(e, Sink(float32, codes, corrections, shared), a, element)
 
 
 def embed(e: Emitter, name: str) -> None:

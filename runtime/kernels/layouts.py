@@ -23,7 +23,7 @@ class Correction:
     """What a kernel needs of 32 activations beside their codes and scale, for each of `groups` groups of columns.
 
     factor    the int32 factor * sum(codes), where integer dots start, so that the code `-factor` counts as zero;
-              None: the float32 scale * sum(codes), which the group's minimum multiplies
+              None: the float32 sum(codes), which the group's minimum multiplies, and in blocks of 32 times the scale
     """
 
     factor: int | None
@@ -91,6 +91,11 @@ class BlockLayout:
     def step_columns(self) -> int:
         """Columns of one block: one step of a kernel's outer loop."""
         return BLOCK * self.parts
+
+    @property
+    def scale_columns(self) -> int:
+        """Columns of the activations that share a scale where they meet this type (activations.py)."""
+        return BLOCK if self.parts == 1 else self.step_columns
 
     def header_bytes(self, lanes: int) -> int:
         return sum(ty.width // 8 for _, ty in self.header) * lanes

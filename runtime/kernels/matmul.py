@@ -133,15 +133,23 @@ def _block_loop(
             for block in blocks:
                 _prefetch(e, block, header)
         scales_of = [open_block(e, layout, block) for block in blocks]
+        inner = sums  # of a super-block before the activations' scale, which all its parts share
+        if layout.parts > 1:
+            inner = [[e.var(e.zero(vec(F32, n))) for _ in of_panel] for of_panel in sums]
         with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
             codes = [block + header + part * size for block in blocks]
             if alone:
                 for address in codes:
                     _prefetch(e, address, size)
             weights = [unpack(e, layout, address) for address in codes]
-            _add_block(e, layout, weights, [of_part(part) for of_part in scales_of], [v.value for v in at], sums)
+            _add_block(e, layout, weights, [of_part(part) for of_part in scales_of], [v.value for v in at], inner)
             for place in at:
                 place.set(place.value + a.block_stride)
+        if inner is not sums:
+            for r in range(len(sums[0])):
+                scale = e.broadcast(at[0].value - a.block_stride + (ROW_BYTES * r + BLOCK), F32, n)
+                for total, part_sums in zip(sums, inner, strict=True):
+                    total[r].set(e.fma(part_sums[r].value, scale, total[r].value))
 
 
 def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
@@ -156,7 +164,7 @@ def _add_block(
 ) -> None:  # fmt: skip
     """Add the products of 32 columns; weights, scales and minimums of each panel; places: of codes and correction.
 
-    Groups of 16 columns are two shorter dot products, whose sum the activations' scale multiplies once.
+    The activations' scale is among the factors where each 32 columns have their own.
     """
     n, tile, groups, correction = e.target.lanes, e.target.tile, layout.groups, layout.correction(e.target)
     codes, corrections = places
@@ -174,22 +182,17 @@ def _add_block(
             yield [next(w) for w in weights], partial(quad, i)
 
     has_start = correction is not None and correction.factor is not None
-    dots = []  # [group][panel][row]
     for g in range(groups):
         starts = [corrected(r, g, I32) if has_start else e.zero(vec(I32, n)) for r in rows]
-        dots.append(e.target.dots(e, starts, steps(g), layout.bound()))
-    for r in rows:
-        activation_scale = e.broadcast(codes + (ROW_BYTES * r + BLOCK), F32, n)
-        for p, (factors, minimums) in enumerate(scales):
-            first, *second = (of_group[p][r].to(F32) for of_group in dots)
-            total = sums[p][r].value
-            if second:
-                total = e.fma(e.fma(second[0], factors[1], first * factors[0]), activation_scale, total)
-            else:
-                total = e.fma(first, factors[0] * activation_scale, total)
-            for g, minimum in enumerate(minimums):
-                total = e.fma(minimum, corrected(r, g, F32), total)
-            sums[p][r].set(total)
+        dots = e.target.dots(e, starts, steps(g), layout.bound())
+        for r in rows:
+            own_scale = None if layout.parts > 1 else e.broadcast(codes + (ROW_BYTES * r + BLOCK), F32, n)
+            for p, (factors, minimums) in enumerate(scales):
+                factor = factors[g] if own_scale is None else factors[g] * own_scale
+                total = e.fma(dots[p][r].to(F32), factor, sums[p][r].value)
+                if minimums:
+                    total = e.fma(minimums[g], corrected(r, g, F32), total)
+                sums[p][r].set(total)
 
 
 def matmul_kernel(name: str, add: bool, activations: str = "int8") -> Kernel:
