@@ -107,25 +107,61 @@ def open_block(e: Emitter, layout: BlockLayout, block: Value) -> Callable[[Value
     return of_part
 
 
-def _pack_block(e: Emitter, layout: BlockLayout, source: Value, panel: Value, lane: Value) -> None:
-    """Copy one row's block from the file to its lane."""
+def _stage_block(e: Emitter, layout: BlockLayout, source: Value, block: Value, lane: Value, words: Value) -> None:
+    """Take one row's block from the file: its header to its lane of the panel, its codes, a byte each, to `words`.
+
+    words: of each part, of each lane, eight int32; word j holds columns 4j..4j+3.
+    """
     n = e.target.lanes
     for offset, ty in layout.header:
         size = ty.width // 8
-        e.copy(source + offset, panel + lane * size, ty)
-        panel = panel + n * size
+        e.copy(source + offset, block + lane * size, ty)
+        block = block + n * size
     for part in range(layout.parts):
         codes = layout.codes(e, source, part)
         if layout.signed and layout.codebook is None and e.target.weight_offset:
             codes = codes ^ -128  # adds 128
-        words = codes.view(vec(I32, 8))  # word j: columns 4j..4j+3
-        for width, start, mask in _places(layout.planes):
-            for i in range(width):
-                stored = e.const(I32, 0)
-                for first in range(0, 8, width):
-                    stored = stored | _shifted(words[first + i] & mask, first - start)
-                e.store(stored, panel + lane * 4)
-                panel = panel + 4 * n
+        e.store(codes, words + part * (BLOCK * n) + lane * BLOCK)
+
+
+def _store_part(e: Emitter, layout: BlockLayout, words: Value, panel: Value) -> None:
+    """Write the codes of 32 columns of all lanes: from eight words a lane to the planes of the panel."""
+    n = e.target.lanes
+    rows = [e.load(words + BLOCK * lane, vec(I32, 8)) for lane in range(n)]
+    while len(rows) > 1:  # zip rows that are half of the lanes apart, until each word has its lanes side by side
+        half, size = len(rows) // 2, rows[0].lanes
+        together = [i // 2 + size * (i % 2) for i in range(2 * size)]
+        rows = [a.pick(together, b) for a, b in zip(rows[:half], rows[half:], strict=True)]
+    word = [rows[0].pick(list(range(j * n, (j + 1) * n))) for j in range(8)]
+    for width, start, mask in _places(layout.planes):
+        for i in range(width):
+            stored = e.zero(vec(I32, n))
+            for first in range(0, 8, width):
+                stored = stored | _shifted(word[first + i] & mask, first - start)
+            e.store(stored, panel)
+            panel = panel + 4 * n
+
+
+def _pack_blocks(
+    e: Emitter, layout: BlockLayout, source: Value, row_bytes: Value, panel: Value, rows: Value, steps: Value
+) -> None:
+    """Fill a panel from `rows` rows of blocks.
+
+    A block of all rows is staged and turned over in registers: writing each row's words to its lane took twice as long
+    (two threads read 8 instead of 3.3 GB/s of Q8_0, 6 instead of 3 of Q6_K, 5 instead of 4.5 of Q4_0).
+    """
+    n = e.target.lanes
+    staged = BLOCK * n * layout.parts
+    words = e.scratch(staged)
+    with e.when(rows < n), e.loop(0, staged, 8) as at:
+        e.store(e.i64(0), words + at)
+    with e.loop(0, steps) as i:
+        block = panel + i * layout.step_bytes(n)
+        with e.loop(0, rows) as lane:
+            _stage_block(e, layout, source + lane * row_bytes + i * layout.file_step_bytes(), block, lane, words)
+        codes = block + layout.header_bytes(n)
+        with e.loop(0, layout.parts) as part:
+            _store_part(e, layout, words + part * (BLOCK * n), codes + part * layout.part_bytes(n))
 
 
 def pack(e: Emitter, name: str) -> None:
@@ -133,19 +169,17 @@ def pack(e: Emitter, name: str) -> None:
     layout, n = LAYOUTS[name], e.target.lanes
     record, _, _, ticket = e.args
     a = PACK.read(e, record)
-    step_bytes, file_bytes = layout.step_bytes(n), layout.file_step_bytes()
     with e.repeat_while() as go_on_if:
         p = e.atomic_add(ticket, e.i64(1))
         go_on_if(p < a.n_panels)
-        panel = a.panels + p * a.steps * step_bytes
-        with e.loop(0, n) as lane:
-            row = p * n + lane
-            with e.when(row < a.rows), e.loop(0, a.steps) as i:
-                source, target = a.source + row * a.row_bytes + i * file_bytes, panel + i * step_bytes
-                if isinstance(layout, FloatLayout):
-                    e.copy(source, target + lane * file_bytes, layout.element)
-                else:
-                    _pack_block(e, layout, source, target, lane)
+        source, panel = a.source + p * n * a.row_bytes, a.panels + p * a.steps * layout.step_bytes(n)
+        rows = e.min(a.rows - p * n, n)
+        if isinstance(layout, BlockLayout):
+            _pack_blocks(e, layout, source, a.row_bytes, panel, rows, a.steps)
+        else:
+            size = layout.file_step_bytes()
+            with e.loop(0, rows) as lane, e.loop(0, a.steps) as i:
+                e.copy(source + lane * a.row_bytes + i * size, panel + (i * n + lane) * size, layout.element)
 
 
 def pack_kernel(name: str) -> Kernel:
