@@ -28,10 +28,10 @@ from .threads import ThreadPool
 from .weights import Weights
 
 MAX_OUTPUTS = 64  # rows of logits that one step can give: 33 MB for 128k tokens
-# Bytes of weights times rows below which one thread does it alone.  Generating with 2.1 MiB: 5.8 against 5.2 thousand
-# tokens a second, 3.9 MiB: equal, 7.4 MiB: a tenth or more slower, but 1.0 against 0.2 beside a busy neighbour, who
-# holds up some of 50 barriers.
-SHARED_WORK = 8 << 20
+# Bytes of weights times rows below which one thread does it alone.  Two threads against one, generating with 2.1 MiB:
+# 2.8 against 3.6 thousand tokens a second, 3.9 MiB: 2.5 against 2.2, 7.4 MiB: 1.7 against 1.0, and no fewer beside a
+# busy neighbour.
+SHARED_WORK = 3 << 20
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
 
