@@ -16,11 +16,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from .activations import int8_block
 from .emit import F16, F32, I8, I32, Emitter, Value, vec
 from .layouts import BLOCK
+from .targets import Steps
 
 PAGE = 64  # positions of one page
 
@@ -183,11 +185,11 @@ class _Blocks(PageFormat):
 
     @abstractmethod
     def _offset(self, e: Emitter) -> int:
-        """What is added to the codes of keys, so that `dot_block` can take them."""
+        """What is added to the codes of keys, so that `Target.dots` can take them."""
 
     @abstractmethod
     def _bound(self) -> int:
-        """`dot_block`'s bound of the codes of keys."""
+        """`Target.dots`' bound of the codes of keys."""
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
@@ -256,21 +258,20 @@ class _Blocks(PageFormat):
                     ahead.turn(e, position // (vectors * lanes) * turns + b, turns * PAGE // (vectors * lanes))
                 code_of = queries + b * BLOCK
                 scale_of, start_of = (queries + b * 4 + self.head_dim + k * 4 * len(self.blocks) for k in (0, 1))
-                dots = [
-                    [e.broadcast(start_of + i * self.query_bytes, I32, lanes) for _ in range(vectors)] for i in range(n)
-                ]
-                for pair in range(length // 8):
-                    row = at + b * (BLOCK // 8 * pair_bytes) + pair_bytes * pair
-                    key = [self._key_pair(e, row + 4 * lanes * v) for v in range(vectors)]
-                    for i in range(n):
-                        quads = [
-                            e.broadcast(code_of + i * self.query_bytes + 8 * pair + 4 * k, I32, lanes).view(
-                                vec(I8, 4 * lanes)
-                            )
-                            for k in (0, 1)
-                        ]
-                        for v in range(vectors):
-                            dots[i][v] = e.target.dot_block(e, dots[i][v], key[v], quads, self._bound())
+                starts = [e.broadcast(start_of + i * self.query_bytes, I32, lanes) for i in range(n)]
+
+                def quad(at: Value, i: int) -> Value:
+                    """Four columns of query i in every lane."""
+                    return e.broadcast(at + i * self.query_bytes, I32, lanes).view(vec(I8, 4 * lanes))
+
+                def steps() -> Steps:
+                    for pair in range(length // 8):
+                        row = at + b * (BLOCK // 8 * pair_bytes) + pair_bytes * pair
+                        key = [self._key_pair(e, row + 4 * lanes * v) for v in range(vectors)]
+                        for k in (0, 1):
+                            yield [of_vector[k] for of_vector in key], partial(quad, code_of + (8 * pair + 4 * k))
+
+                dots = e.target.dots(e, starts, steps(), self._bound())  # [vector][query]
                 step = [
                     e.load(keys + (b * PAGE + position) * 2 + 2 * lanes * v, vec(F16, lanes)).to(F32)
                     for v in range(vectors)
@@ -278,7 +279,7 @@ class _Blocks(PageFormat):
                 for i in range(n):
                     scale = e.broadcast(scale_of + i * self.query_bytes, F32, lanes)
                     for v in range(vectors):
-                        product = dots[i][v].to(F32) * step[v]
+                        product = dots[v][i].to(F32) * step[v]
                         sums[i][v].set(e.fma(product, scale, sums[i][v].value))
 
             with e.loop(0, self.head_dim // BLOCK) as b:
