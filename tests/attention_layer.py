@@ -8,16 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from kernel_bench import Heap
 
 from halfbyte.runtime.engine.batch import Division, Part, StepInputs
 from halfbyte.runtime.engine.kv_pages import PagePool, Sequence
+from halfbyte.runtime.engine.memory import Allocate, Memory
 from halfbyte.runtime.engine.program import Builder
 from halfbyte.runtime.engine.threads import ThreadPool
 from halfbyte.runtime.kernels.attention import Shape
 from halfbyte.runtime.kernels.jit import Library
 from halfbyte.runtime.kernels.layouts import FloatLayout
 
-FLOAT_MATRIX: Any = SimpleNamespace(layout=FloatLayout("f32", 4))  # what comes next reads float32 rows
+# What comes next reads float32 rows.
+FLOAT_MATRIX: Any = SimpleNamespace(layout=FloatLayout("f32", 4), activations="f32")
 
 
 @dataclass
@@ -43,7 +46,10 @@ class Tokens:
 
 @dataclass
 class Layer:
-    """`rope_store` (with angles of zero) and `attention` on `threads` threads."""
+    """`rope_store` (with angles of zero) and `attention` on `threads` threads.
+
+    allocate, heap: where pages and buffers lie, and the arrays of a step.
+    """
 
     library: Library
     head_dim: int
@@ -55,18 +61,22 @@ class Layer:
     max_rows: int = 200
     window: int = 0
     slopes: np.ndarray | None = None
+    allocate: Allocate = Memory
+    heap: Heap = field(default_factory=Heap)
     pool: PagePool = field(init=False)
 
     def __post_init__(self) -> None:
         shape = Shape(self.head_dim, self.group, self.kv)
         division = Division(self.n_kv_heads, shape.tile_rows, self.threads, self.context)
-        self.pool = PagePool(1, self.n_kv_heads, self.head_dim, self.context, self.kv)
+        self.pool = PagePool(1, self.n_kv_heads, self.head_dim, self.context, self.kv, self.allocate)
         self.inputs = StepInputs(self.max_rows, np.zeros(self.head_dim // 2), division)
+        for name in ("tokens", "pages", "slots", "output_rows", "cosine", "sine", "items", "counts"):
+            setattr(self.inputs, name, self.heap.place(getattr(self.inputs, name)))
         self.build()
 
     def build(self) -> None:
         """Lay the program out over the pool's layers."""
-        builder = Builder(self.library, self.threads, self.inputs, self.pool, 1)
+        builder = Builder(self.library, self.threads, self.inputs, self.pool, 1, self.allocate)
         heads = self.n_kv_heads * self.group
         self._rows = [
             builder._rows(use, self.head_dim * n)
@@ -79,17 +89,19 @@ class Layer:
         )
         assert out.rows is not None
         self._out = out.rows
-        self._program = builder.finish()
-        self._pool = ThreadPool(self.library, self.threads)
+        self.program = builder.finish()
+        self.workers = ThreadPool(self.library, self.threads)
 
     def close(self) -> None:
-        self._pool.close()
+        self.workers.close()
 
     def random(self, n: int, seed: int, **options: Any) -> Tokens:
         return Tokens.random(n, self.n_kv_heads * self.group, self.n_kv_heads, self.head_dim, seed, **options)
 
     def sequence(self) -> Sequence:
-        return Sequence(self.pool)
+        made = Sequence(self.pool)
+        made.offsets = self.heap.place(made.offsets)
+        return made
 
     def step(self, parts: list[tuple[Sequence, Tokens]]) -> list[np.ndarray]:
         """Return float32 [n, heads, head_dim] of each part."""
@@ -100,7 +112,7 @@ class Layer:
                 view = rows.memory.array(np.float32, (self.max_rows, rows.stride // 4))
                 view[first : first + len(tokens), : rows.columns] = values.reshape(len(tokens), -1)
             first += len(tokens)
-        self._pool.run(self._program.steps)
+        self.workers.run(self.program.steps)
         out = self._out.memory.array(np.float32, (self.max_rows, self._out.stride // 4))[:first, : self._out.columns]
         ends = np.cumsum([len(tokens) for _, tokens in parts])[:-1]
         shape = (-1, self.n_kv_heads * self.group, self.head_dim)

@@ -11,6 +11,8 @@ import mmap
 import numpy as np
 from kernel_bench import Heap, address
 
+from halfbyte.runtime.engine.memory import Memory
+
 PAGE = mmap.PAGESIZE
 SIDES = ("end", "start", "odd")  # flush with the page after; with the page before; one byte behind that, unaligned
 _UNTOUCHED = 0xFF  # around arrays: as floats these bytes are NaN
@@ -59,8 +61,8 @@ class GuardedHeap(Heap):
             assert (between[end:] == _UNTOUCHED).all(), "bytes after an array were written"
 
 
-class GuardedMemory:
-    """As the engine's Memory, on a guarded heap: `heap` is set before an engine is made."""
+class GuardedMemory(Memory):
+    """The engine's memory on a guarded heap: `heap` is set before an engine is made."""
 
     heap: Heap
 
@@ -68,7 +70,3 @@ class GuardedMemory:
         self.nbytes = nbytes
         self._bytes = self.heap.place(np.zeros(nbytes, np.uint8))
         self.address = address(self._bytes)
-
-    def array(self, dtype: type, shape: tuple[int, ...], offset: int = 0) -> np.ndarray:
-        n = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return self._bytes[offset : offset + n].view(dtype).reshape(shape)

@@ -13,18 +13,16 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from attention_layer import Layer
 from gguf_models import logits, opened
 from guarded import SIDES, GuardedHeap, GuardedMemory
 from kernel_bench import INTEGER, Bench, Codes, Product, address, meaning, random_blocks
 
 from halfbyte.runtime.engine import engine as engine_module
-from halfbyte.runtime.engine.batch import Part, StepInputs
-from halfbyte.runtime.engine.kv_pages import PagePool, Sequence
 from halfbyte.runtime.engine.memory import Memory
-from halfbyte.runtime.engine.program import Builder, Rows
-from halfbyte.runtime.engine.weights import Matrix
 from halfbyte.runtime.kernels import elementwise as ew
 from halfbyte.runtime.kernels.activations import Sink
 from halfbyte.runtime.kernels.layouts import Correction
@@ -152,99 +150,28 @@ def quantize(bench: Bench, heap: GuardedHeap, columns: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# attention: the builder's own records, over buffers of exactly the rows of a step
+# attention
 
 
-class Heads:
-    """One layer's attention: `heads` query heads share `kv_heads` of `head_dim` columns, of which `n_rot` rotate."""
-
-    def __init__(self, bench: Bench, heap: GuardedHeap, heads: int, kv_heads: int, head_dim: int, n_rot: int, kv: str):
-        self.bench, self.heap, self.kv = bench, heap, kv
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.frequencies = 10000.0 ** (-np.arange(0, n_rot, 2) / n_rot)
-        self.rng = np.random.default_rng(36)
-
-    def sequences(self, n: int, context: int) -> list[Sequence]:
-        """Return `n` empty sequences of a new pool, in which nothing is a number but what is written."""
-        self.pages = PagePool(1, self.kv_heads, self.head_dim, context, self.kv, GuardedMemory)
-        for addresses in self.pages.layers:
-            for start in addresses:
-                ctypes.memset(start, 0xFF, self.pages.n_pages * self.pages.page_bytes)
-        self.said: dict[int, list[np.ndarray]] = {}  # of each sequence: keys and values so far, rotated
-        made = [Sequence(self.pages) for _ in range(n)]
-        for sequence in made:
-            sequence.offsets = self.heap.place(sequence.offsets)
-        return made
-
-    def step(self, sequences: list[Sequence], lengths: list[int]) -> None:
-        """Append so many random rows to each sequence, and compare what attention gives with float64."""
-        n = sum(lengths)
-        inputs = StepInputs(n, self.frequencies)
-        for name in ("tokens", "pages", "slots", "output_rows", "cosine", "sine", "counts"):
-            setattr(inputs, name, self.heap.place(getattr(inputs, name)))
-        inputs.tiles = self.heap.place(inputs.tiles)
-        inputs.fill([Part(s, [0] * length) for s, length in zip(sequences, lengths, strict=True)])
-        builder = Builder(self.bench.library, 2, inputs, self.pages, 1, GuardedMemory)
-        query, key, value = (self._rows(n, count) for count in (self.heads, self.kv_heads, self.kv_heads))
-        before = [rows.memory.array(np.float32, (n, rows.columns)).copy() for rows in (query, key, value)]
-        builder.rope_store(0, query, key, value, self.head_dim, 2 * len(self.frequencies))
-        reader = Matrix("", LAYOUTS["f32"], "f32", 0, 0, 0, 0, 0, 0)  # takes float32 rows: they are what is compared
-        out = builder.attention(0, query, self.kv_heads, self.head_dim, into=(reader,)).rows
-        self.bench.pool.run(builder.finish().steps)
-        got = out.memory.array(np.float32, (n, out.stride // 4))[:, : out.columns]
-        near(got, self._expected(sequences, lengths, *before), 3e-6)
-
-    def _rows(self, n: int, heads: int) -> Rows:
-        columns = heads * self.head_dim
-        memory = GuardedMemory(4 * n * columns, "rows")
-        memory.array(np.float32, (n, columns))[:] = self.rng.standard_normal((n, columns))
-        return Rows(memory, columns, 4 * columns)
-
-    def _expected(
-        self, sequences: list[Sequence], lengths: list[int], q: np.ndarray, k: np.ndarray, v: np.ndarray
-    ) -> np.ndarray:
-        rows, first = [], 0
-        for sequence, length in zip(sequences, lengths, strict=True):
-            here, start = slice(first, first + length), len(sequence) - length
-            first += length
-            stored = np.float16 if self.kv == "f16" else np.float32
-            keys = self._rotated(k[here], start).astype(stored).astype(np.float64)
-            values = v[here].reshape(length, -1, self.head_dim).astype(stored).astype(np.float64)
-            said = self.said.setdefault(id(sequence), [keys[:0], values[:0]])
-            said[:] = [np.concatenate([a, b]) for a, b in zip(said, (keys, values), strict=True)]
-            keys, values = (np.repeat(held, self.heads // self.kv_heads, axis=1) for held in said)
-            for i, query in enumerate(self._rotated(q[here], start).astype(np.float64)):
-                scores = np.einsum("hd,khd->hk", query, keys[: start + i + 1]) / np.sqrt(self.head_dim)
-                shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-                shares /= shares.sum(axis=1, keepdims=True)
-                rows.append(np.einsum("hk,khd->hd", shares, values[: start + i + 1]).reshape(-1))
-        return np.array(rows)
-
-    def _rotated(self, x: np.ndarray, start: int) -> np.ndarray:
-        """x float32 [rows, columns] -> [rows, heads, head_dim], the first pairs of each head rotated.
-
-        In float32, as whatever is rounded to float16 next must have its last bit right.
-        """
-        x = x.reshape(len(x), -1, self.head_dim)
-        angles = np.arange(start, start + len(x))[:, None, None] * self.frequencies
-        cosine, sine = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        n_rot, out = 2 * len(self.frequencies), x.copy()
-        a, b = x[..., 0:n_rot:2], x[..., 1:n_rot:2]
-        out[..., 0:n_rot:2], out[..., 1:n_rot:2] = a * cosine - b * sine, a * sine + b * cosine
-        return out
+def attention(bench: Bench, heap: GuardedHeap, rows: int, options: dict[str, Any]) -> None:
+    """`rows` at a time until the pool is full to its last position; nothing in it is a number but what was written."""
+    layer = Layer(bench.library, context=128, max_rows=rows, allocate=GuardedMemory, heap=heap, **options)
+    for addresses in layer.pool.layers:
+        for start in addresses:
+            ctypes.memset(start, 0xFF, layer.pool.n_pages * layer.pool.page_bytes)
+    tokens = layer.random(128, seed=36, sharp=1.0)
+    np.testing.assert_allclose(layer.feed(tokens, rows), layer.expected(tokens), atol=1e-5, rtol=0)
+    layer.close()
 
 
-def attention(bench: Bench, heap: GuardedHeap, heads: int, kv_heads: int, head_dim: int, n_rot: int, kv: str) -> None:
-    """Two sequences whose pages interleave and fill the pool to its last position, and one that does so alone."""
-    made = Heads(bench, heap, heads, kv_heads, head_dim, n_rot, kv)
-    both = made.sequences(2, 192)
-    for lengths in ([33, 1], [1, 1], [29, 30], [1, 31], [64, 1]):
-        made.step(both, lengths)
-    assert [len(sequence) for sequence in both] == [128, 64]
-    assert not made.pages.free_pages
-    alone = made.sequences(1, 128)
-    for length in (63, 1, 63, 1):
-        made.step(alone, [length])
+LAYERS: list[dict[str, Any]] = [
+    {"head_dim": 16, "group": 2, "kv": "f16"},
+    {"head_dim": 16, "group": 2, "kv": "f32", "window": 40, "slopes": np.array([0.5, 0.01, 0.002, 0.1], np.float32)},
+    {"head_dim": 6, "group": 1, "kv": "f32", "n_kv_heads": 8},
+    {"head_dim": 80, "group": 3, "kv": "f16", "n_kv_heads": 1},
+    {"head_dim": 32, "group": 2, "kv": "q8_0"},
+    {"head_dim": 64, "group": 7, "kv": "q4_0", "n_kv_heads": 1},
+]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,13 +207,11 @@ def cases(files: list[Path]) -> Iterator[tuple[str, Case]]:
         yield f"swiglu of {columns}", functools.partial(swiglu, columns=columns)
         yield f"quantize of {columns}", functools.partial(quantize, columns=columns)
     yield "norm of picked rows", functools.partial(norm, columns=64, indexed=True)
-    for heads, kv_heads, head_dim, n_rot, kv in (
-        (4, 2, 16, 16, "f16"), (4, 2, 16, 16, "f32"), (7, 1, 24, 8, "f16"), (2, 2, 6, 6, "f32"), (3, 1, 80, 80, "f16"),
-    ):  # fmt: skip
-        yield (
-            f"rope and attention, {heads} heads of {head_dim} by {kv_heads}, {kv}",
-            functools.partial(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, n_rot=n_rot, kv=kv),
-        )
+    for options in LAYERS:
+        for rows in (64, 1):
+            kind = f"heads of {options['head_dim']} by {options['group']}, {options['kv']}"
+            label = f"rope and attention, {kind}, {rows} rows"
+            yield label, functools.partial(attention, rows=rows, options=options)
     for file in files:
         for activations in ("int8", "f32"):
             yield f"model {file.stem} x {activations}", functools.partial(model, file=file, activations=activations)

@@ -19,11 +19,11 @@ SLACK = 8.0  # a score may exceed the top so much before all sums are brought to
 
 
 def exp2(e: Emitter, x: Value) -> Value:
-    """2**x for float32 x <= SLACK, relative error below 2e-7; 0 for x under -126.
+    """2**x for float32 x <= SLACK, relative error below 2e-7; 0 for x under -126, NaN stays.
 
     x = n + r with |r| <= 1/2; a polynomial of degree 5 for 2**r whose largest relative error is least, 1 at r = 0.
     """
-    high = e.max(x, -126.0)
+    high = e.max(e.const(x.type, -126.0), x)  # in this order NaN passes
     n = e.round(high)
     r = high - n
     p = e.const(x.type, 1.326472725e-3)
