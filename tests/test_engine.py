@@ -207,15 +207,13 @@ def test_prefill_equals_decode_in_every_variation(models: Models, name: str, sha
     assert shared.steps
 
 
-@pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_batch_equals_each_alone(models: Models, type: str, threads: int, shared: Shared) -> None:
+def assert_batch_equals_each_alone(file: Path, **options: Any) -> None:
     """Four sequences of different lengths: prompts in one step, then tokens of all, then decoding beside a prompt."""
     prompts = [tokens(n, seed=n) for n in (1, 7, 33, 70)]
     rest = [tokens(12, seed=100 + n) for n in range(4)]
-    with opened(models.file(type), threads=threads, context=512) as engine:
+    with opened(file, context=512, **options) as engine:
         alone = [logits(engine, a + b, at_once=1) for a, b in zip(prompts, rest, strict=True)]
-    with opened(models.file(type), threads=threads, context=512) as engine:
+    with opened(file, context=512, **options) as engine:
         sequences = [engine.new_sequence() for _ in prompts]
         found = engine.step([Part(s, p) for s, p in zip(sequences, prompts, strict=True)])
         np.testing.assert_array_equal(found, [a[len(p) - 1] for a, p in zip(alone, prompts, strict=True)])
@@ -231,6 +229,30 @@ def test_batch_equals_each_alone(models: Models, type: str, threads: int, shared
         ]
         want = np.concatenate([alone[1][17:18], alone[0][-3:], alone[3][80:82]])
         np.testing.assert_array_equal(engine.step(mixed), want)
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batch_equals_each_alone(models: Models, type: str, threads: int, shared: Shared) -> None:
+    assert_batch_equals_each_alone(models.file(type), threads=threads)
+
+
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_mixed_k_types_give_the_same_bits(models: Models, activations: str, shared: Shared) -> None:
+    """As files mix them, with a float and a codebook type beside them: on 1 to 3 threads, in any ubatch or batch."""
+    types = dict.fromkeys(MATRICES, "q4_k") | dict.fromkeys(["v_proj", "down_proj", "lm_head"], "q6_k")
+    types |= {"k_proj": "f16", "o_proj": "iq4_xs", "up_proj": "q5_k", "gate_proj": "q2_k"}
+    file, ids = models.mixed(types, hidden=256, ffn=256, layers=2), tokens(LONG)
+    with opened(file, activations=activations) as engine:
+        one_by_one = logits(engine, ids, at_once=1)
+    for threads in (1, 2, 3):
+        for ubatch in (1, 5, 32, 512):
+            with opened(file, threads=threads, ubatch=ubatch, activations=activations) as engine:
+                found = logits(engine, ids, at_once=min(ubatch, 64))
+                np.testing.assert_array_equal(found, one_by_one)
+                np.testing.assert_array_equal(engine.feed(engine.new_sequence(), ids), one_by_one[-1])
+        assert_batch_equals_each_alone(file, threads=threads, activations=activations)
+    assert shared.steps
 
 
 def test_ubatch_makes_no_difference(models: Models) -> None:
