@@ -109,8 +109,8 @@ def ours(model: Model, type: str, pure: bool = False) -> dict[str, str]:
     return {name: format.name if format else "f32" for name, format in chosen.items()}
 
 
-def theirs(source: Path, type: str, pure: bool = False, overrides: object = None) -> dict[str, str]:
-    """Return the formats that llama.cpp's quantizer gives the tensors of a file; overrides: as its C API has them."""
+def quantized(source: Path, target: Path, type: str, pure: bool = False, overrides: object = None) -> None:
+    """Let llama.cpp's quantizer write `source` as `target`; overrides: as its C API has them."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
@@ -118,12 +118,16 @@ def theirs(source: Path, type: str, pure: bool = False, overrides: object = None
     if overrides is not None:
         params.tt_overrides = overrides
     kept = _importance(source, params) if type == "q2_k_s" else None
+    code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params)
+    del kept
+    assert code == 0, f"llama_model_quantize gives {code} for {type}"
+
+
+def theirs(source: Path, type: str, pure: bool = False, overrides: object = None) -> dict[str, str]:
+    """Return the formats that llama.cpp's quantizer gives the tensors of a file."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "m.gguf"
-        code = llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), params)
-        del kept
-        assert code == 0, f"llama_model_quantize gives {code} for {type}"
-        with open_gguf(file) as found:
+        quantized(source, Path(folder) / "m.gguf", type, pure, overrides)
+        with open_gguf(Path(folder) / "m.gguf") as found:
             assert found.get_int("general.file_type") == RECIPES[type].file_type
             return {name: view.format.name for name, view in found.tensors.items()}
 
