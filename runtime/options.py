@@ -33,7 +33,7 @@ class RuntimeOptions:
     cache_type: str = field(
         default="auto",
         metadata={
-            "help": "elements of the KV cache; auto: f32 for float32 weights or --activations f32, otherwise f16",
+            "help": "what the KV cache holds; auto: f32 for float32 weights or --activations f32, otherwise f16",
             "flags": ("-ct", "--cache-type"),
             "choices": KV_TYPES,
         },

@@ -129,7 +129,7 @@ class Layer:
     def expected(self, tokens: Tokens) -> np.ndarray:
         """Float64 [n, heads, head_dim], with every rounding that the page type stands for."""
         turn = hadamard if self.kv == "q4_0" else lambda x: x
-        keys, values = (rounded(turn(x), self.kv) for x in (tokens.keys, tokens.values))
+        keys, values = rounded(turn(tokens.keys), self.kv), rounded(tokens.values, self.kv)
         queries = rounded(turn(tokens.queries), "q8_0" if self.kv in ("q8_0", "q4_0") else "f32")
         n, heads = len(tokens), queries.shape[1]
         distance = np.arange(n) - np.arange(n)[:, None]  # [own position, position]
@@ -144,7 +144,7 @@ class Layer:
             scores[~seen] = -np.inf
             shares = np.exp(scores - scores.max(axis=1, keepdims=True))
             out[:, h] = shares / shares.sum(axis=1, keepdims=True) @ values[:, h // self.group]
-        return turn(out)
+        return out
 
 
 def hadamard(x: np.ndarray) -> np.ndarray:
@@ -171,6 +171,7 @@ def rounded(x: np.ndarray, kv: str) -> np.ndarray:
     blocks = np.zeros((*x.shape[:-1], -(-columns // 32), 32), np.float32)
     blocks.reshape(*x.shape[:-1], -1)[..., :columns] = x
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
+    largest[largest == 0] = np.finfo(np.float32).tiny  # a block of zeros: codes of zero, whatever the scale
     if kv == "q8_0":
         step = np.abs(largest) * np.float32(1 / 127)
         codes = np.rint(blocks * (np.float32(127) / np.abs(largest)))

@@ -118,7 +118,7 @@ def test_figures_do_not_depend_on_threads_or_ubatch(files: dict[str, Path], text
         (["--text", "text.txt", "-c", "many"], 2, ["-c", "many"]),
         (["--text", "text.txt", "--chunks", "0"], 2, ["0 chunks"]),
         (["--text", "text.txt", "-o", "sql"], 2, ["sql"]),
-        (["--text", "text.txt", "-ct", "q4_0"], 2, ["cache_type"]),
+        (["--text", "text.txt", "-ct", "q5_0"], 2, ["cache_type"]),
         (["--text", "text.txt", "more"], 2, ["unexpected argument 'more'"]),
         (["--text", "text.txt", "-c", "48", "--reference", "absent"], 2, ["absent: cannot be read"]),
         (["--text", "text.txt", "-c", "48", "--reference", "latin.txt"], 3, ["latin.txt"]),

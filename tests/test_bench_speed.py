@@ -78,7 +78,7 @@ def test_bytes_read_count_each_weight_once_a_pass_and_the_keys_and_values(tiny_g
         (["-r", "0"], "-r is 0"),
         (["-o", "sql"], "sql"),
         (["-ub", "0"], "ubatch"),
-        (["-ct", "q4_0"], "cache_type"),
+        (["-ct", "q5_0"], "cache_type"),
     ],
 )
 def test_mistakes_are_one_line(tiny_gguf, words, part):

@@ -148,6 +148,27 @@ def test_float16_cache_rounds_keys_and_values_only(models: Models) -> None:
         assert engine.cache_type == "f16"
 
 
+def test_quantized_caches_are_small_and_near(models: Models) -> None:
+    """Against F16: 34/64 and 18/64 of the memory, and logits that differ by the rounding of 8 and 4 bits."""
+    ids = tokens(LONG)
+    found, sizes = {}, {}
+    for kind in ("f16", "q8_0", "q4_0"):
+        with opened(models.file("q4_0", head_dim=32), cache_type=kind) as engine:
+            found[kind], sizes[kind] = logits(engine, ids), engine._pages._keys.nbytes
+    assert [sizes[kind] / sizes["f16"] for kind in ("q8_0", "q4_0")] == [34 / 64, 18 / 64]
+    errors = [relative_error(found[kind], found["f16"]) for kind in ("q8_0", "q4_0")]
+    print(f"relative error of q8_0 {errors[0]:.1e}, of q4_0 {errors[1]:.1e}")
+    assert 0 < errors[0] < 1e-2 < errors[1] < 0.2
+
+
+def test_blocks_want_heads_of_a_multiple_of_8(models: Models) -> None:
+    message = "cache_type is 'q8_0'; for this model's heads of 6 it must be one of f16, f32"
+    with pytest.raises(UsageError, match=message), opened(models.file("f16", head_dim=6), cache_type="q8_0"):
+        pass
+    with opened(models.file("f16", head_dim=24), cache_type="q8_0") as engine:
+        logits(engine, tokens(70))
+
+
 @pytest.mark.parametrize(
     ("types", "expected"), [({}, "f32"), ({"q_proj": "q8_0"}, "f32+int8"), (dict.fromkeys(MATRICES, "q4_0"), "int8")]
 )

@@ -14,15 +14,15 @@ from halfbyte.errors import ContextLengthError
 from halfbyte.runtime.engine.batch import Part
 from halfbyte.runtime.engine.engine import Engine
 from halfbyte.runtime.engine.kv_pages import PagePool, Sequence
-from halfbyte.runtime.kernels.attention import PAGE
+from halfbyte.runtime.kernels.pages import PAGE
 
 CONTEXT = 640
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+@pytest.fixture(scope="module", params=["f16", "q8_0", "q4_0"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     models = Models(tmp_path_factory.mktemp("models"))
-    with opened(models.file("q4_0"), context=CONTEXT) as engine:
+    with opened(models.file("q4_0"), context=CONTEXT, cache_type=request.param) as engine:
         yield engine
 
 

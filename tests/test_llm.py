@@ -185,7 +185,7 @@ def test_misuse_is_a_usage_error(llm: LLM, call: Any, message: str) -> None:
         ({"threads": -1}, "threads is -1"),
         ({"context": -5}, "context is -5"),
         ({"ubatch": 0}, "ubatch is 0"),
-        ({"cache_type": "q4_0"}, "cache_type is 'q4_0'.*f16, f32"),
+        ({"cache_type": "q5_0"}, "cache_type is 'q5_0'.*f16, f32, q8_0, q4_0"),
     ],
 )
 def test_options_of_loading(tiny_gguf: Path, options: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from ...errors import UsageError
 from ...quant.gguf_reader import GgufFile
 from ..kernels.attention import Shape
 from ..kernels.jit import Library, host_library
-from ..kernels.pages import PAGE
+from ..kernels.pages import PAGE, PAGE_FORMATS
 from ..kernels.sync import alone_kernel, lead_kernel, work_kernel
 from ..machine import available_memory, default_threads
 from ..models import read_model
@@ -36,12 +36,18 @@ SHARED_WORK = 3 << 20
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
 
 
-def _cache_type(file: GgufFile, options: RuntimeOptions) -> str:
-    """The KV cache's elements: who keeps weights or activations in float32 wants the digits of the keys too."""
-    if options.cache_type != "auto":
-        return options.cache_type
-    exact = options.activations == "f32" or all(view.format.name == "f32" for view in file.tensors.values())
-    return "f32" if exact else "f16"
+def _cache_type(file: GgufFile, head_dim: int, options: RuntimeOptions) -> str:
+    """What pages hold: who keeps weights or activations in float32 wants the digits of the keys too."""
+    if options.cache_type == "auto":
+        exact = options.activations == "f32" or all(view.format.name == "f32" for view in file.tensors.values())
+        return "f32" if exact else "f16"
+    if head_dim % PAGE_FORMATS[options.cache_type].multiple:
+        fit = [name for name, pages in PAGE_FORMATS.items() if head_dim % pages.multiple == 0]
+        raise UsageError(
+            f"cache_type is {options.cache_type!r}; for this model's heads of {head_dim} it must be one of "
+            f"{', '.join(fit)} (the others want a multiple of 8)"
+        )
+    return options.cache_type
 
 
 class Engine:
@@ -69,7 +75,7 @@ class Engine:
         self.n_threads = options.threads or default_threads()
         self.max_outputs = min(MAX_OUTPUTS, self.n_ubatch)
         self.library = library or host_library()
-        self.cache_type = _cache_type(file, options)
+        self.cache_type = _cache_type(file, self.model.head_dim, options)
         self._activations = options.activations
         self._closed = False
         need = Tally()

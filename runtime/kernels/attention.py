@@ -17,7 +17,6 @@ from .jit import Kernel
 from .layouts import BLOCK
 from .pages import PAGE, PAGE_FORMATS, Ahead, F32Pages, PageFormat
 from .records import Fields, Record
-from .rope import hadamard
 from .softmax import HIDDEN, State, state_bytes, weigh
 
 CHUNK = 256  # positions with one softmax: what one task of a split row has at least
@@ -175,10 +174,9 @@ class _Attention:
     def _finish(self, item: Fields, head: Value, queries: Value) -> None:
         e, a = self.e, self.a
         with e.loop(0, queries) as q:
-            out = a.out + self._place(item, head, q, a.out_stride)
-            self.state.finish(self.at["total"] + q * self.state.nbytes, out)
-            if self.pages.rotated:
-                hadamard(e, out, self.shape.head_dim)
+            self.state.finish(
+                self.at["total"] + q * self.state.nbytes, a.out + self._place(item, head, q, a.out_stride)
+            )
 
     def _page(self, item: Fields, head: Value, page: Value, queries: Value, blocks: Value, states: Value) -> None:
         """All queries of the task against one page."""

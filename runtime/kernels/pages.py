@@ -62,7 +62,8 @@ class PageFormat(ABC):
     head_dim: int
 
     name: ClassVar[str]
-    rotated: ClassVar[bool] = False  # keys, queries and values go through a Hadamard rotation (rope.py)
+    multiple: ClassVar[int] = 1  # what head_dim must be a multiple of
+    rotated: ClassVar[bool] = False  # keys and queries go through a Hadamard rotation (rope.py)
 
     @property
     @abstractmethod
@@ -178,6 +179,7 @@ class _Blocks(PageFormat):
 
     weight_sets = True
     bits: ClassVar[int]
+    multiple = 8
 
     @abstractmethod
     def _codes(self, e: Emitter, x: Value) -> tuple[Value, Value]:
@@ -348,7 +350,11 @@ class Q8Pages(_Blocks):
 
 
 class Q4Pages(_Blocks):
-    """The value of largest magnitude / -8 and nearest codes 0..15, as GGUF's Q4_0, of rotated keys and values."""
+    """The value of largest magnitude / -8 and nearest codes 0..15, as GGUF's Q4_0; keys are rotated first.
+
+    The sample model's predictions move by a KL divergence of 0.056 against float32 pages; 0.083 without rotation,
+    0.063 with values rotated too (Q8_0 0.0004).
+    """
 
     name, bits, rotated = "q4_0", 4, True
 

@@ -49,7 +49,6 @@ def rope_store(e: Emitter, head_dim: int, n_rot: int, kv: str) -> None:
             _rotate(e, a, key, angles, n_rot)
             if pages.rotated:
                 hadamard(e, key, head_dim)
-                hadamard(e, value, head_dim)
             page = e.load(a.pages + row * 8, I64) + kv_head * pages.head_bytes
             slot = e.load(a.slots + row * 8, I64)
             pages.store_key(e, key, a.keys + page, slot)
@@ -76,8 +75,8 @@ def hadamard(e: Emitter, row: Value, head_dim: int) -> None:
     """Multiply the float32 [head_dim] at `row` by a Hadamard matrix over the root of its size, in place.
 
     The size is the largest power of two that divides head_dim, at most 256; the matrix is Sylvester's, so it is its
-    own inverse.  It spreads a column that is far larger than the others over all of them, which a scale per block
-    would round away (Ashkboos et al. 2024, QuaRot).
+    own inverse, and products of queries with keys stay what they were.  It spreads a column that is far larger than the
+    others, beside which a scale per block rounds those away (Ashkboos et al. 2024, QuaRot).
     """
     size = min(256, head_dim & -head_dim)
     lanes = min(e.target.lanes, size)
