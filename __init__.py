@@ -1,6 +1,6 @@
 """Quantized language models on the CPU: checkpoints to GGUF, GGUF to text, kernels compiled from Python.
 
-    from halfbyte import LLM, SamplingParams, convert_checkpoint
+    from halfbyte import LLM, SamplingParams, convert_checkpoint, quantize_file
 
 The names are looked up when they are first used: `import halfbyte` alone imports nothing heavy.
 """

@@ -171,7 +171,7 @@ def rounded(x: np.ndarray, kv: str) -> np.ndarray:
     blocks = np.zeros((*x.shape[:-1], -(-columns // 32), 32), np.float32)
     blocks.reshape(*x.shape[:-1], -1)[..., :columns] = x
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
-    largest[largest == 0] = np.finfo(np.float32).tiny  # a block of zeros: codes of zero, whatever the scale
+    largest[largest == 0] = 1  # a block of zeros: codes of zero, whatever the scale
     if kv == "q8_0":
         step = np.abs(largest) * np.float32(1 / 127)
         codes = np.rint(blocks * (np.float32(127) / np.abs(largest)))

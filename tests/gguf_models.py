@@ -114,12 +114,12 @@ class Models:
         place = self._place(tiny.Tiny(**fields), _named(by_matrix) + "-rounded")
         if not place.exists():
             round_checkpoint(self.checkpoint(**fields), place, by_matrix)
-        return oracle.llama_logits(place, ids, integers(by_matrix) if int8 else ())
+        return oracle.llama_logits(place, ids, integers(by_matrix) if int8 else {})
 
 
-def integers(types: dict[str, str]) -> set[str]:
-    """Return the matrices of an integer type."""
-    return {matrix for matrix, type in types.items() if type not in FLOATS}
+def integers(types: dict[str, str]) -> dict[str, int]:
+    """Return the matrices of an integer type, with the number of activations that share a scale there."""
+    return {matrix: FORMATS[type].block_size for matrix, type in types.items() if type not in FLOATS}
 
 
 def round_checkpoint(source: Path, target: Path, types: dict[str, str]) -> None:

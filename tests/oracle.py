@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,18 +69,19 @@ def rotate_halves(x: Array, frequencies: Array) -> Array:
     return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], axis=-1)
 
 
-def as_int8(x: Array) -> Array:
-    """x [..., columns] as blocks of 32 codes of 8 bits stand for it: the activations of quantized matrices."""
-    blocks = x.reshape(*x.shape[:-1], -1, 32)
+def as_int8(x: Array, size: int) -> Array:
+    """x [..., columns] as codes of 8 bits stand for it, `size` of which (32 or 256) share a scale: Q8_0 and Q8_K."""
+    blocks = x.reshape(*x.shape[:-1], -1, size)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
     codes = np.rint(blocks * 127 / np.where(largest > 0, largest, 1))
-    return (codes * (largest / 127).astype(np.float16)).reshape(x.shape)
+    return (codes * (largest / 127).astype(np.float16 if size == 32 else np.float32)).reshape(x.shape)
 
 
-def llama_logits(folder: Path, ids: list[int], int8: Collection[str] = ()) -> Array:
+def llama_logits(folder: Path, ids: list[int], int8: Mapping[str, int] = MappingProxyType({})) -> Array:
     """Return float64 [len(ids), vocab]: the logits of a LlamaForCausalLM or MistralForCausalLM checkpoint.
 
-    int8: what enters a matrix of such a name ("q_proj", "lm_head") is rounded to 8 bits first, where 32 divides it.
+    int8: what enters a matrix of such a name ("q_proj", "lm_head") is rounded to 8 bits first, with a scale for so
+    many columns, where those divide it.
     """
     config, t = load_checkpoint(folder)
     hidden, heads, kv_heads = (config[k] for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
@@ -89,8 +91,9 @@ def llama_logits(folder: Path, ids: list[int], int8: Collection[str] = ()) -> Ar
     mask = np.where(np.tril(np.ones((n, n))) > 0, 0.0, -np.inf)
 
     def product(x: Array, name: str) -> Array:
-        is_rounded = name.split(".")[-1] in int8 and x.shape[1] % 32 == 0
-        return (as_int8(x) if is_rounded else x) @ t[f"{name}.weight"].T
+        size = int8.get(name.split(".")[-1])
+        is_rounded = size is not None and x.shape[1] % size == 0
+        return (as_int8(x, size) if is_rounded else x) @ t[f"{name}.weight"].T
 
     def linear(x: Array, name: str) -> Array:
         y = product(x, name)

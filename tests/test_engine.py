@@ -154,7 +154,7 @@ def test_quantized_caches_are_small_and_near(models: Models) -> None:
     found, sizes = {}, {}
     for kind in ("f16", "q8_0", "q4_0"):
         with opened(models.file("q4_0", head_dim=32), cache_type=kind) as engine:
-            found[kind], sizes[kind] = logits(engine, ids), engine._pages._keys.nbytes
+            found[kind], sizes[kind] = logits(engine, ids), engine._pages.page_bytes
     assert [sizes[kind] / sizes["f16"] for kind in ("q8_0", "q4_0")] == [34 / 64, 18 / 64]
     errors = [relative_error(found[kind], found["f16"]) for kind in ("q8_0", "q4_0")]
     print(f"relative error of q8_0 {errors[0]:.1e}, of q4_0 {errors[1]:.1e}")

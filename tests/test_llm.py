@@ -77,7 +77,7 @@ def test_logits_choose_the_tokens_of_the_story(stories: LLM) -> None:
 
 
 def test_what_the_package_exports() -> None:
-    assert set(halfbyte.__all__) == {"LLM", "SamplingParams", "convert_checkpoint"}
+    assert set(halfbyte.__all__) == {"LLM", "SamplingParams", "convert_checkpoint", "quantize_file"}
     for name in ("threads", "context"):
         assert name in halfbyte.runtime.options.RuntimeOptions.__dataclass_fields__
     for method in (LLM.generate, LLM.stream, LLM.chat, LLM.stream_chat):

@@ -193,5 +193,5 @@ def test_hyper_parameters_are_read_without_defaults_in_their_way(models: Models)
 
 
 def test_memory_that_is_not_there_is_named() -> None:
-    with pytest.raises(UsageError, match=r"no memory for the moon: .* MiB wanted"):
+    with pytest.raises(UsageError, match=r"no memory for the moon: .* GiB wanted"):
         Memory(1 << 62, "the moon")

@@ -80,7 +80,7 @@ def put(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Ca
     absmax = largest.value.view(F32)
     positive = absmax > 0.0
     inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, absmax, 1.0), 0.0)
-    scale = e.select(positive, 1.0 / inverse, absmax)
+    scale = e.select(inverse > 0.0, 1.0 / inverse, absmax * 0.0)  # 0, or NaN where infinity or NaN is in the block
     with e.loop(0, sink.columns // BLOCK) as i:
         codes = e.round(e.load(held + i * (4 * BLOCK), vec(F32, BLOCK)) * inverse.splat(BLOCK)).to(I32)
         _put_codes(e, sink, a, row, first + i, codes, scale)
