@@ -271,6 +271,7 @@ def test_the_command_measures_halfbyte_and_names_what_a_peer_needs(tiny_gguf, tm
     assert (set(found["missing"]), list(found["versions"])) == ({"transformers"}, ["halfbyte"])
     assert found["limits"][0]["threads"] == 1
     assert found["failures"] == []
+    assert found["model"]["type"] == "Q8_0"
     assert (tmp_path / "p.png").stat().st_size > 1000
 
 

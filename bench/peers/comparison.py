@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import UnsupportedError, UsageError
 from ...quant.gguf_reader import open_gguf
+from ...quant.recipe import RECIPES
 from ...runtime.kernels.targets import host_target
 from ...runtime.machine import default_threads, this_machine
 from ...runtime.models import read_model
@@ -103,9 +104,7 @@ def _needs(peer: str, files: Files) -> str:
 def _model_facts(files: Files) -> dict[str, Any]:
     with open_gguf(files.model) as file:
         model = read_model(file)
-        by_type: dict[str, int] = {}
-        for view in file.tensors.values():
-            by_type[view.format.name] = by_type.get(view.format.name, 0) + view.nbytes
+        types = {recipe.file_type: recipe.name.upper() for recipe in RECIPES.values()}
         if files.checkpoint is not None:
             _check_same(files, {
                 "hidden_size": model.n_embd, "num_hidden_layers": model.n_layers, "vocab_size": model.n_vocab,
@@ -113,7 +112,7 @@ def _model_facts(files: Files) -> dict[str, Any]:
         return {
             "file": files.model.name,
             "path": str(files.model),
-            "type": max(by_type, key=lambda name: by_type[name]).upper(),
+            "type": types.get(file.get_int("general.file_type", -1), "mixed types"),
             "parameters": sum(math.prod(view.shape) for view in file.tensors.values()),
             "bytes": file.file_size,
         }
