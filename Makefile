@@ -4,7 +4,7 @@
 PYTHON ?= python3
 SOURCES := pyproject.toml $(wildcard *.py */*.py */*/*.py convert/sample/*)
 
-.PHONY: demo test lint types clean
+.PHONY: demo test bench lint types clean
 
 # Install as a user would, then convert the checkpoint that comes with halfbyte, chat with it and measure it.  No network
 # is needed after the installation.
@@ -14,6 +14,11 @@ demo: .venv/demo/ready
 # Everything that needs neither torch nor llama.cpp; ARGS goes to pytest: make test ARGS="tests/test_cli.py -x"
 test: .venv/test/ready
 	.venv/test/bin/python -m pytest -q -m "not parity and not peers" $(ARGS)
+
+# The speed of every kernel on every instruction set that this CPU runs, and how long each takes to compile.
+bench: .venv/test/ready
+	.venv/test/bin/python -m pytest -q tests/test_kernel_speed.py --benchmark-enable --benchmark-quiet \
+	  --benchmark-max-time=0.3 $(ARGS)
 
 lint: .venv/lint/ready
 	.venv/lint/bin/ruff check .
