@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from ..runtime.kernels.pages import PAGE, PAGE_FORMATS
 from ..runtime.llm import LLM
 from ..runtime.machine import cpu_name
 from .report import count_text, markdown, mean_and_deviation, size_text
@@ -151,8 +150,7 @@ def bytes_read(engine: Engine, test: Test) -> int:
     step = engine.n_ubatch if test.n_prompt else 1
     ends = [min(first + step, test.tokens) for first in range(0, test.tokens, step)]
     model = engine.model
-    page = PAGE_FORMATS[engine.cache_type](model.head_dim).head_bytes
-    position = 2 * page // PAGE * model.n_layers * model.n_kv_heads
+    position = round(2 * engine.cache_bytes * model.n_layers * model.n_kv_heads * model.head_dim)
     return len(ends) * engine.bytes_per_token + position * sum(test.n_depth + end for end in ends)
 
 

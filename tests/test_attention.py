@@ -15,7 +15,8 @@ from halfbyte.runtime.engine.batch import N_ITEMS
 from halfbyte.runtime.kernels import rope
 from halfbyte.runtime.kernels.attention import CHUNK
 from halfbyte.runtime.kernels.jit import Kernel, Library
-from halfbyte.runtime.kernels.pages import PAGE, PAGE_FORMATS, pieces
+from halfbyte.runtime.kernels.page_format import PAGE, pieces
+from halfbyte.runtime.kernels.pages import PAGE_FORMATS
 from halfbyte.runtime.kernels.targets import make_target
 
 KV = list(PAGE_FORMATS)

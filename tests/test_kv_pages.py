@@ -14,7 +14,7 @@ from halfbyte.errors import ContextLengthError
 from halfbyte.runtime.engine.batch import Part
 from halfbyte.runtime.engine.engine import Engine
 from halfbyte.runtime.engine.kv_pages import PagePool, Sequence
-from halfbyte.runtime.kernels.pages import PAGE
+from halfbyte.runtime.kernels.page_format import PAGE
 
 CONTEXT = 640
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...quant.gguf_reader import open_gguf
 from ...runtime.engine.batch import Part
 from ...runtime.engine.engine import Engine
-from ...runtime.kernels.pages import PAGE
+from ...runtime.kernels.page_format import PAGE
 from ...runtime.options import RuntimeOptions
 from .base import Files, Peer
 

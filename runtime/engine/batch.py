@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.attention import CHUNK, ITEM
-from ..kernels.pages import PAGE
+from ..kernels.page_format import PAGE
 from .kv_pages import Sequence
 
 TASKS_PER_THREAD = 4  # of attention, at least: so that all threads end at about the same time

@@ -15,7 +15,8 @@ from ...errors import UsageError
 from ...quant.gguf_reader import GgufFile
 from ..kernels.attention import Shape
 from ..kernels.jit import Library, host_library
-from ..kernels.pages import PAGE, PAGE_FORMATS
+from ..kernels.page_format import PAGE
+from ..kernels.pages import PAGE_FORMATS
 from ..kernels.sync import alone_kernel, lead_kernel, work_kernel
 from ..machine import available_memory, default_threads
 from ..models import read_model

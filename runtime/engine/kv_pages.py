@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ContextLengthError
-from ..kernels.pages import PAGE, PAGE_FORMATS
+from ..kernels.page_format import PAGE
+from ..kernels.pages import PAGE_FORMATS
 from .memory import Allocate, Memory
 
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from .emit import F16, F32, I32, I64, Emitter, Value, vec
 from .jit import Kernel
 from .layouts import BLOCK
-from .pages import PAGE, PAGE_FORMATS, Ahead, F32Pages, PageFormat
+from .page_format import PAGE, Ahead, F32Pages, PageFormat
+from .pages import PAGE_FORMATS
 from .records import Fields, Record
 from .softmax import HIDDEN, State, state_bytes, weigh
 
 CHUNK = 256  # positions with one softmax: what one task of a split row has at least
 TILE_QUERIES = 128  # of one task, at most: they share what it costs to bring a page to float32
-UNROLL = 4  # positions; the loop's own additions take turns with the sums
+UNROLL = 4  # positions a turn
 UNPACK_FROM = 3  # blocks of queries from which that is worth while
 
 # items int64 [n_items, 7]: see ITEM.  slopes float32 [heads], ALiBi's times log2(e).  workspace: workspace_bytes a
@@ -234,7 +235,7 @@ class _Attention:
                 e.store(e.load(keys + i * 2, vec(F16, lanes)).to(F32), self.at["keys"] + i * 4)
         with e.loop(0, seen) as p:
             for column, width in self.pages.columns(lanes):
-                value = self.pages.value(e, values, p, column, width)
+                value = self.pages.value(e, self.pages.row(e, values, p), column, width)
                 e.store(value, self.at["values"] + p * (4 * self.shape.head_dim) + 4 * column)
 
     def _mask(self, head: Value, first: Value, last: list[Value]) -> None:
@@ -279,12 +280,7 @@ class _Attention:
         most = max(1, (28 if self.lanes >= 16 else 14) // (n + 1))  # n sums for each column, the column, a weight
         per_pass = -(-len(columns) // -(-len(columns) // most))
 
-        def weight(p: Value, column: int, i: int, width: int) -> Value:
-            at = self.at["scores"]
-            if self.pages.scales:
-                at = self.at["weights"] + column // BLOCK * (4 * PAGE * n)
-            return e.broadcast(at + p * 4 + 4 * PAGE * i, F32, width)
-
+        weights_at = self.at["weights" if self.pages.scales else "scores"]
         for k in range(0, len(columns), per_pass):
             now = columns[k : k + per_pass]
             places = [states + i * self.state.nbytes + self.state.sums + 4 * c for i in range(n) for c, _ in now]
@@ -295,12 +291,16 @@ class _Attention:
                 with e.loop(start, end, step) as position:
                     if ahead and step > 1 and k == 0:
                         ahead.turn(e, position // UNROLL, PAGE // UNROLL)
-                    for p in [position + u for u in range(step)]:
-                        value = [pages.value(e, values, p, column, width) for column, width in now]
+                    row = e.opaque(pages.row(e, values, position))
+                    weights = e.opaque(weights_at + position * 4)
+                    for p in range(step):
+                        value = [pages.value(e, row + pages.row_bytes * p, column, width) for column, width in now]
                         for i in range(n):
                             for c, (column, width) in enumerate(now):
+                                block = column // BLOCK if self.pages.scales else 0
+                                weight = e.broadcast(weights + 4 * (PAGE * (block * n + i) + p), F32, width)
                                 total = sums[i * len(now) + c]
-                                total.set(e.fma(value[c], weight(p, column, i, width), total.value))
+                                total.set(e.fma(value[c], weight, total.value))
             for total, at in zip(sums, places, strict=True):
                 e.store(total.value, at)
 

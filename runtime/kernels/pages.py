@@ -1,177 +1,24 @@
-"""What a KV page holds.  Enters: float32 keys and values of one position; leaves: scores of queries with a page's keys,
-and its values as float32 again.
+"""KV pages in blocks, and the list of all page types.  Enters and leaves: as page_format.py says.
 
-A page is 64 positions of one layer, one part for each KV head after the other.  Keys lie so that a vector of positions
-is one load, values so that a vector of columns is one load:
+Blocks are 32 columns of one position (the last of a head may be shorter) with a float16 scale, as GGUF has them:
 
-f32, f16      keys [head_dim][64], values [64][head_dim]
-q8_0, q4_0    blocks of 32 columns of one position (the last may be shorter) with a float16 scale, as GGUF has them:
-              keys float16 [blocks][64], then codes [head_dim / 4][64][4]; values float16 [blocks][64], then codes
-              [64][head_dim].  4-bit keys keep columns 8i..8i+3 in the low halves of bytes and the next four in the
-              high halves; 4-bit values halve each block, as GGUF.  8-bit keys carry the target's `weight_offset`.
+keys      float16 [blocks][64], then codes [head_dim / 4][64][4]; 8-bit codes carry the target's `weight_offset`, 4-bit
+          ones keep columns 8i..8i+3 in the low halves of bytes and the next four in the high halves
+values    float16 [blocks][64], then codes [64][head_dim]; of 4 bits, a block's second half is in the high halves, as
+          in GGUF
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from abc import abstractmethod
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from .activations import int8_block
 from .emit import F16, F32, I8, I32, Emitter, Value, vec
 from .layouts import BLOCK
+from .page_format import PAGE, Ahead, F16Pages, F32Pages, PageFormat, pieces
 from .targets import Steps
-
-PAGE = 64  # positions of one page
-
-
-def pieces(start: int, length: int, lanes: int) -> list[tuple[int, int]]:
-    """Cut columns start..start+length-1 into (column, width): whole vectors, then powers of two that get smaller."""
-    found, end = [], start + length
-    while start < end:
-        width = min(lanes, 1 << (end - start).bit_length() - 1)
-        found.append((start, width))
-        start += width
-    return found
-
-
-class Ahead:
-    """Asks for `nbytes` of memory from `address` on, which the next step reads, some with every turn of a loop.
-
-    A page's part of one head is short for the CPU's own guess of what comes next: attention of one row after 4096
-    positions took 11.5 ms in 16 layers without, AHEAD_MS with it.
-    """
-
-    def __init__(self, address: Value, nbytes: int):
-        self._address, self._nbytes = address, nbytes
-
-    def turn(self, e: Emitter, index: Value, turns: int) -> None:
-        """Do the part of turn number `index` of `turns`."""
-        count = max(1, round(self._nbytes / (64 * turns)))
-        step = self._nbytes // (turns * count)
-        for i in range(count):
-            e.prefetch(self._address + index * (count * step) + i * step)
-
-
-@dataclass(frozen=True)
-class PageFormat(ABC):
-    """How the keys and values of heads of `head_dim` are kept."""
-
-    head_dim: int
-
-    name: ClassVar[str]
-    multiple: ClassVar[int] = 1  # what head_dim must be a multiple of
-    rotated: ClassVar[bool] = False  # keys and queries go through a Hadamard rotation (rope.py)
-
-    @property
-    @abstractmethod
-    def head_bytes(self) -> int:
-        """Bytes of the keys, or of the values, that a page holds of one KV head."""
-
-    @abstractmethod
-    def columns(self, lanes: int) -> list[tuple[int, int]]:
-        """The columns of a value row in the pieces that `value` takes."""
-
-    @abstractmethod
-    def store_key(self, e: Emitter, key: Value, page: Value, slot: Value) -> None:
-        """Write the float32 [head_dim] at `key` to place `slot` of the head's keys at `page`."""
-
-    @abstractmethod
-    def store_value(self, e: Emitter, value: Value, page: Value, slot: Value) -> None:
-        """Write the float32 [head_dim] at `value` to place `slot` of the head's values at `page`."""
-
-    @property
-    @abstractmethod
-    def query_bytes(self) -> int:
-        """Bytes of one packed query."""
-
-    @abstractmethod
-    def pack_query(self, e: Emitter, query: Value, scale: Value, packed: Value) -> None:
-        """Bring the float32 [head_dim] at `query`, times the float32 `scale`, to the form that `dots` reads."""
-
-    @abstractmethod
-    def dots(self, e: Emitter, keys: Value, queries: Value, n: int, scores: Value, ahead: Ahead | None) -> None:
-        """scores float32 [n][64]: the product of each of n packed queries, one behind the other, with each key."""
-
-    @abstractmethod
-    def value(self, e: Emitter, values: Value, position: Value, column: int, width: int) -> Value:
-        """One piece of the value row `position` as float32, exact, without its block's scale."""
-
-    @property
-    def scales(self) -> int:
-        """Scales of a value row: `value` leaves them out, `weights` puts them in."""
-        return 0
-
-    def weights(self, e: Emitter, values: Value, shares: Value, n: int, weights: Value) -> None:
-        """weights float32 [scales][n][64]: the float32 [n][64] at `shares` times the scales of the page's values."""
-        raise NotImplementedError
-
-
-class _Float(PageFormat):
-    stored: ClassVar[Any]
-    size: ClassVar[int]
-
-    @property
-    def head_bytes(self) -> int:
-        return self.size * PAGE * self.head_dim
-
-    def columns(self, lanes: int) -> list[tuple[int, int]]:
-        return pieces(0, self.head_dim, lanes)
-
-    def store_key(self, e: Emitter, key: Value, page: Value, slot: Value) -> None:
-        for column, width in self.columns(e.target.lanes):
-            part = e.load(key + 4 * column, vec(F32, width)).to(self.stored)
-            for i in range(width):
-                e.store(part[i] if width > 1 else part, page + (column + i) * (self.size * PAGE) + slot * self.size)
-
-    def store_value(self, e: Emitter, value: Value, page: Value, slot: Value) -> None:
-        row = page + slot * (self.size * self.head_dim)
-        for column, width in self.columns(e.target.lanes):
-            e.store(e.load(value + 4 * column, vec(F32, width)).to(self.stored), row + self.size * column)
-
-    @property
-    def query_bytes(self) -> int:
-        return 4 * self.head_dim
-
-    def pack_query(self, e: Emitter, query: Value, scale: Value, packed: Value) -> None:
-        for column, width in self.columns(e.target.lanes):
-            e.store(e.load(query + 4 * column, vec(F32, width)) * scale.splat(width), packed + 4 * column)
-
-    def dots(self, e: Emitter, keys: Value, queries: Value, n: int, scores: Value, ahead: Ahead | None) -> None:
-        lanes = e.target.lanes
-        vectors = 4 if lanes >= 16 else 2  # n * vectors sums and the keys fit the registers for n <= 6
-        with e.loop(0, PAGE, vectors * lanes) as position:
-            sums = [[e.var(e.zero(vec(F32, lanes))) for _ in range(vectors)] for _ in range(n)]
-            unroll = math.gcd(self.head_dim, 4)  # a fifth faster: the loop's own additions take turns with the sums
-            with e.loop(0, self.head_dim, unroll) as d:
-                if ahead:
-                    turns = self.head_dim // unroll
-                    turn = position // (vectors * lanes) * turns + d // unroll
-                    ahead.turn(e, turn, turns * PAGE // (vectors * lanes))
-                for k in range(unroll):
-                    at = keys + d * (self.size * PAGE) + (self.size * PAGE * k) + position * self.size
-                    key = [e.load(at + self.size * lanes * v, vec(self.stored, lanes)).to(F32) for v in range(vectors)]
-                    for i in range(n):
-                        x = e.broadcast(queries + d * 4 + (4 * k + i * self.query_bytes), F32, lanes)
-                        for v in range(vectors):
-                            sums[i][v].set(e.fma(key[v], x, sums[i][v].value))
-            for i in range(n):
-                for v in range(vectors):
-                    e.store(sums[i][v].value, scores + position * 4 + 4 * (i * PAGE + v * lanes))
-
-    def value(self, e: Emitter, values: Value, position: Value, column: int, width: int) -> Value:
-        at = values + position * (self.size * self.head_dim) + self.size * column
-        return e.load(at, vec(self.stored, width)).to(F32)
-
-
-class F32Pages(_Float):
-    name, stored, size = "f32", F32, 4
-
-
-class F16Pages(_Float):
-    name, stored, size = "f16", F16, 2
 
 
 class _Blocks(PageFormat):
@@ -309,8 +156,11 @@ class _Blocks(PageFormat):
                 for i in range(n):
                     e.store(share[i] * scale, weights + position * 4 + 4 * PAGE * (b * n + i))
 
-    def value(self, e: Emitter, values: Value, position: Value, column: int, width: int) -> Value:
-        row = values + self._codes_at + position * (self.head_dim * self.bits // 8)
+    @property
+    def row_bytes(self) -> int:
+        return self.head_dim * self.bits // 8
+
+    def value(self, e: Emitter, row: Value, column: int, width: int) -> Value:
         return self._value_codes(e, row, column, width).to(F32)
 
     @abstractmethod
@@ -343,7 +193,7 @@ class Q8Pages(_Blocks):
         for b, (first, length) in enumerate(self.blocks):
             codes, scale = self._codes(e, self._block(e, value, first, length))
             e.store(scale, page + 2 * PAGE * b + slot * 2)
-            e.store(codes.pick(list(range(length))).to(I8), page + self._codes_at + slot * self.head_dim + first)
+            e.store(codes.pick(list(range(length))).to(I8), self.row(e, page, slot) + first)
 
     def _value_codes(self, e: Emitter, row: Value, column: int, width: int) -> Value:
         return e.load(row + column, vec(I8, width)).to(I32)
@@ -387,8 +237,7 @@ class Q4Pages(_Blocks):
             half = length // 2
             low, high = codes.pick(list(range(half))), codes.pick(list(range(half, length)))
             e.store(scale, page + 2 * PAGE * b + slot * 2)
-            at = page + self._codes_at + slot * (self.head_dim // 2) + first // 2
-            e.store((low | (high << 4)).to(I8), at)
+            e.store((low | (high << 4)).to(I8), self.row(e, page, slot) + first // 2)
 
     def _value_codes(self, e: Emitter, row: Value, column: int, width: int) -> Value:
         first, length = self.blocks[column // BLOCK]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import operator
 
-from .emit import F32, I32, Emitter, Value, vec
-from .pages import PAGE, pieces
+from .emit import F32, Emitter, Value, vec
+from .page_format import PAGE, pieces
 
 HIDDEN = -3e30  # the score of a position that a query may not see: its weight is 0 under every top
 LOWEST = -1e30  # the top before the first score
@@ -19,18 +19,16 @@ SLACK = 8.0  # a score may exceed the top so much before all sums are brought to
 
 
 def exp2(e: Emitter, x: Value) -> Value:
-    """2**x for float32 x <= SLACK, relative error below 2e-7; 0 for x under -126, NaN stays.
+    """2**x for float32 x <= SLACK, relative error below 2e-7; 0, or less than 2**-124, for x < -125; NaN stays.
 
     x = n + r with |r| <= 1/2; a polynomial of degree 5 for 2**r whose largest relative error is least, 1 at r = 0.
     """
-    high = e.max(e.const(x.type, -126.0), x)  # in this order NaN passes
-    n = e.round(high)
-    r = high - n
+    n = e.round(x)
+    r = x - n
     p = e.const(x.type, 1.326472725e-3)
     for c in (9.671512786e-3, 5.550733744e-2, 2.402224208e-1, 6.931469776e-1, 1.0):
         p = e.fma(p, r, e.const(x.type, c))
-    scaled = (p.view(vec(I32, x.lanes)) + (n.to(I32) << 23)).view(x.type)
-    return e.select(x < -125.5, e.zero(x.type), scaled)
+    return e.target.scaled(e, p, n)
 
 
 class State:

@@ -54,6 +54,12 @@ class Target:
         """
         raise NotImplementedError
 
+    def scaled(self, e: Emitter, x: Value, n: Value) -> Value:
+        """x * 2**n for float32 x of 0.5 to 2 and whole float32 n <= 100; 0 for n < -125."""
+        exponent = e.max(e.const(n.type, -126.0), n).to(I32) << 23  # in this order NaN passes
+        product = (x.view(exponent.type) + exponent).view(x.type)
+        return e.select(n < -125.0, e.zero(x.type), product)
+
     def lookup(self, e: Emitter, table: list[int], indices: Value) -> Value:
         """table[i] for each byte i, 0..15, of `indices`; the table's 16 numbers are -128..127."""
         level = [e.const(indices.type, number) for number in table]
@@ -127,6 +133,12 @@ class Avx512Vnni(_Vnni):
     withholds = ("amx",)
     lanes, tile, shapes = 16, 12, ((2, 6), (1, 12))
     _instruction = "llvm.x86.avx512.vpdpbusd.512"
+
+    def scaled(self, e: Emitter, x: Value, n: Value) -> Value:
+        if x.lanes != self.lanes:
+            return super().scaled(e, x, n)
+        every, nearest = e.const(I16, -1), e.const(I32, 4)  # lanes, rounding mode
+        return e.call("llvm.x86.avx512.mask.scalef.ps.512", x.type, [x, n, x, every, nearest])
 
 
 class AvxVnni(_Vnni):
