@@ -65,7 +65,8 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, ...]]]:
     if rows:
         plugins = request.config.pluginmanager
         with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
-            text = f"{default_threads()} threads, medians\n\n{markdown(_COLUMNS, sorted(rows, key=lambda row: row[:3]), _RIGHT)}"
+            table = markdown(_COLUMNS, sorted(rows, key=lambda row: row[:3]), _RIGHT)
+            text = f"{default_threads()} threads, medians\n\n{table}"
             plugins.get_plugin("terminalreporter").write_line(f"\n\n{text}")
 
 
