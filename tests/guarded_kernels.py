@@ -22,6 +22,7 @@ from guarded import SIDES, GuardedHeap, GuardedMemory
 from kernel_bench import INTEGER, Bench, Codes, Product, address, meaning, random_blocks
 
 from halfbyte.runtime.engine import engine as engine_module
+from halfbyte.runtime.engine.batch import N_ITEMS
 from halfbyte.runtime.engine.memory import Memory
 from halfbyte.runtime.kernels import elementwise as ew
 from halfbyte.runtime.kernels.activations import Sink
@@ -164,6 +165,21 @@ def attention(bench: Bench, heap: GuardedHeap, rows: int, options: dict[str, Any
     layer.close()
 
 
+def split_attention(bench: Bench, heap: GuardedHeap) -> None:
+    """One row each of two sequences of two chunks: threads take chunks of a row, and the last one joins them."""
+    layer = Layer(
+        bench.library, 16, 3, "f16", n_kv_heads=1, context=768, max_rows=100, allocate=GuardedMemory, heap=heap
+    )
+    both = [(layer.sequence(), layer.random(300, seed)) for seed in (38, 39)]
+    for sequence, tokens in both:
+        layer.feed(tokens[:-1], 100, sequence)
+    found = layer.step([(sequence, tokens[-1:]) for sequence, tokens in both])
+    assert (layer.inputs.items[: layer.inputs.counts[N_ITEMS], -1] >= 0).all(), "no row was split"
+    for rows, (_, tokens) in zip(found, both, strict=True):
+        np.testing.assert_allclose(rows[0], layer.expected(tokens)[-1], atol=1e-5, rtol=0)
+    layer.close()
+
+
 LAYERS: list[dict[str, Any]] = [
     {"head_dim": 16, "group": 2, "kv": "f16"},
     {"head_dim": 16, "group": 2, "kv": "f32", "window": 40, "slopes": np.array([0.5, 0.01, 0.002, 0.1], np.float32)},
@@ -212,6 +228,7 @@ def cases(files: list[Path]) -> Iterator[tuple[str, Case]]:
             kind = f"heads of {options['head_dim']} by {options['group']}, {options['kv']}"
             label = f"rope and attention, {kind}, {rows} rows"
             yield label, functools.partial(attention, rows=rows, options=options)
+    yield "attention of split rows", split_attention
     for file in files:
         for activations in ("int8", "f32"):
             yield f"model {file.stem} x {activations}", functools.partial(model, file=file, activations=activations)
