@@ -158,7 +158,7 @@ def _block_loop(
             weights = [unpack(e, layout, address) for address in codes]
             _add_block(e, layout, weights, [of_part(part) for of_part in scales_of], [v.value for v in at], inner)
             for place in at:
-                place.set(place.value + a.block_stride)
+                place.set(e.opaque(place.value + a.block_stride))
         if inner is not sums:
             for r in range(len(sums[0])):
                 scale = e.broadcast(at[0].value - a.block_stride + (ROW_BYTES * r + BLOCK), F32, n)
