@@ -37,7 +37,8 @@ class Target:
     lanes: ClassVar[int]
     tile: ClassVar[int]  # activation rows that share a record (activations.py)
     # Panels by rows of a micro-kernel, for blocks of 32 columns and for super-blocks; rows divide `tile`.  Two panels
-    # share each load of activations, but the scales of two super-blocks crowd out the first-level cache.
+    # share each load of activations, where that is an instruction; the scales of two super-blocks crowd out the
+    # first-level cache.
     shapes: ClassVar[tuple[tuple[int, int], tuple[int, int]]]
     weight_offset: ClassVar[int] = 0  # signed weights are stored as code + offset, so 128 makes them unsigned
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
