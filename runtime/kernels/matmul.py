@@ -93,7 +93,9 @@ def _shape(e: Emitter, layout: Layout, activations: str) -> tuple[int, int]:
     """Panels and rows of one micro-kernel call."""
     if activations == "f32" and isinstance(layout, BlockLayout):
         return 1, e.target.shapes[0][1]  # two panels take twice as long to compile
-    return e.target.shapes[isinstance(layout, BlockLayout) and layout.parts > 1]
+    if isinstance(layout, BlockLayout):
+        return e.target.shapes[layout.parts > 1]
+    return e.target.float_shape or e.target.shapes[0]
 
 
 def _rows(

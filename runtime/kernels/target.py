@@ -40,6 +40,7 @@ class Target:
     # share each load of activations, where that is an instruction; the scales of two super-blocks crowd out the
     # first-level cache.
     shapes: ClassVar[tuple[tuple[int, int], tuple[int, int]]]
+    float_shape: ClassVar[tuple[int, int] | None] = None  # for float types, where it is not that of 32-column blocks
     weight_offset: ClassVar[int] = 0  # signed weights are stored as code + offset, so 128 makes them unsigned
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
 
