@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mistral_vectors as vectors
 import numpy as np
 import sentencepiece
 import tiny_vocab as vocab
@@ -53,7 +54,11 @@ PUBLISHED = {
     },
     "Unigram": {"Xenova/t5-small": "json:t5-small", "google-t5/t5-small": "json:t5-small"},
 }
-MISTRAL = "tokenizers/mistral/mistral_instruct_tokenizer_240323.model.v3"
+MISTRAL_CASES = {
+    "text": vectors.text_cases,
+    "messages": vectors.message_cases,
+    "messages, by the template's rules": vectors.answer_cases,
+}
 
 
 def data() -> Path:
@@ -89,11 +94,11 @@ def published(place: str, whole: bool = True) -> Tokenizer:
 
 
 @cache
-def mistral() -> Tokenizer:
-    """Mistral's SentencePiece model; its chat format writes its spaces itself."""
+def mistral(version: str) -> Tokenizer:
+    """Mistral's SentencePiece model of a version; its chat format writes its spaces itself."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "tokenizer.model").write_bytes((data() / MISTRAL).read_bytes())
+        (folder / "tokenizer.model").write_bytes(vectors.model_bytes(version))
         (folder / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": False, "bos_token": "<s>"}))
         return from_folder(folder, folder / "v.gguf", False)
 
@@ -111,58 +116,15 @@ def ggml_cases(name: str) -> Cases:
 
 def published_cases(name: str, place: str) -> Cases:
     """transformers.js' cases: special tokens are parsed, and added in some of them."""
-    vectors = json.loads((data() / "vectors/transformersjs_tokenizer_vectors.json").read_text("utf-8"))
+    cases = json.loads((data() / "vectors/transformersjs_tokenizer_vectors.json").read_text("utf-8"))
     tokenizer = published(place)
-    for case in vectors[name]["cases"].values():
+    for case in cases[name]["cases"].values():
         flags = itertools.product((False, True), repeat=2)
         found = [tokenizer.encode(case["text"], special, parse) for special, parse in flags]
         if "text_pair" in case:  # each text is ended, the first is begun
             pair = tokenizer.encode(case["text_pair"], parse_special=True)
             found = [[*ids, *pair, tokenizer.eos_id] for ids in found]
         yield case["text"], case["ids"] in found
-
-
-def mistral_cases() -> Cases:
-    """Conversations with tools as mistral-common writes them, versions 2 and 3 of its format: text to ids."""
-    for folder, version, ids in _mistral_samples():
-        text = (folder / f"text_{version}.txt").read_text("utf-8").replace("\u2581", " ").replace("<0x0A>", "\n")
-        yield f"{folder.name} {version}", mistral().encode(text, parse_special=True) == ids
-
-
-def mistral_template_cases() -> Cases:
-    """The same from the messages, through the template of that version.
-
-    mistral-common's tokenizer takes a tool's answer for JSON where it can, and joins two answers into one list in
-    version 2; its own templates do neither.  Samples where that tells are left out here; their texts are compared.
-    """
-    from halfbyte.runtime.templates import ChatTemplate
-
-    for folder, version, ids in _mistral_samples():
-        if folder.name.startswith("get_weather") or (folder.name, version) == ("parallel_calls", "v2"):
-            continue
-        sample = json.loads((folder / "sample.json").read_text("utf-8"))
-        for message in sample["messages"]:
-            for call in message.get("tool_calls") or ():
-                call["function"]["arguments"] = _respaced(call["function"]["arguments"])
-        template = (data() / f"vectors/mistral/chat_templates/{version}_spm.jinja").read_text("utf-8")
-        with (
-            tempfile.TemporaryDirectory() as name
-        ):  # a small vocabulary with the same <s> and </s> to hold the template
-            file = vocab.write(Path(name, "t.gguf"), vocab.spm(**{"tokenizer.chat_template": template}))
-            text = ChatTemplate(load_tokenizer(file)).render(sample["messages"], tools=sample.get("tools"))
-        yield f"{folder.name} {version}", mistral().encode(text, parse_special=True) == ids
-
-
-def _mistral_samples() -> Iterator[tuple[Path, str, list[int]]]:
-    for folder in sorted((data() / "vectors/mistral/samples").iterdir()):
-        for version in ("v2", "v3"):  # the tokenizer of version 1 is not among the test data
-            file = folder / f"tokens_{version}.json"
-            if file.exists():
-                yield folder, version, json.loads(file.read_text("utf-8"))["tokens"]
-
-
-def _respaced(text: str) -> str:
-    return json.dumps(json.loads(text), ensure_ascii=False)
 
 
 def vector_sets() -> dict[str, dict[str, Callable[[], Cases]]]:
@@ -176,8 +138,8 @@ def vector_sets() -> dict[str, dict[str, Callable[[], Cases]]]:
             sets.setdefault(family, {})[f"transformers.js {name}"] = lambda name=name, place=place: published_cases(
                 name, place
             )
-    sets["SentencePiece BPE"]["mistral-common, text"] = mistral_cases
-    sets["SentencePiece BPE"]["mistral-common, messages"] = mistral_template_cases
+    for name, cases in MISTRAL_CASES.items():
+        sets["SentencePiece BPE"][f"mistral-common, {name}"] = lambda cases=cases: cases(mistral)
     return sets
 
 
@@ -237,7 +199,7 @@ def gpt2_library() -> Encode:
 
 
 def sentencepiece_library() -> Encode:
-    loaded = sentencepiece.SentencePieceProcessor(model_file=str(data() / MISTRAL))
+    loaded = sentencepiece.SentencePieceProcessor(model_file=str(data() / vectors.MODEL))
     # the library puts a space in front of a text, the chat format does not
     return lambda text: loaded.EncodeAsIds(text)
 
@@ -250,7 +212,7 @@ def mistral_with_prefix() -> Encode:
     """Mistral's model as sentencepiece runs it alone: no text is a control token, and a space goes in front."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "tokenizer.model").write_bytes((data() / MISTRAL).read_bytes())
+        (folder / "tokenizer.model").write_bytes((data() / vectors.MODEL).read_bytes())
         return from_folder(folder, folder / "v.gguf", False).encode
 
 
