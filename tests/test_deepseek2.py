@@ -7,6 +7,7 @@ from pathlib import Path
 import architectures
 import numpy as np
 import pytest
+from conversions import refused
 from gguf_models import Entries, Tensors, logits, opened, rewritten
 
 from halfbyte import convert_checkpoint
@@ -87,6 +88,39 @@ def test_keys_that_do_not_fit(file: Path, tmp_path: Path, key: str, value: int, 
     with pytest.raises(ModelFileError) as found, opened(changed):
         pass
     assert words in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "key", "words"),
+    [
+        ({"group_count": 5}, "expert_group_count", "is 5 with 12 experts"),
+        ({"group_count": 12}, "expert_group_count", "2 or more"),
+        ({"group_used_count": 5}, "expert_group_used_count", "up to 4"),
+        ({"group_used_count": 1, "used_count": 4}, "expert_group_used_count", "of 3 experts each, but a row goes to 4"),
+    ],
+)
+def test_groups_that_do_not_fit(tmp_path: Path, entries: dict[str, int], key: str, words: str) -> None:
+    folder = architectures.build(tmp_path / "checkpoint", architectures.BY_NAME["deepseek3-groups"])
+    convert_checkpoint(folder, tmp_path / "sound.gguf", "f32")
+    wrong = {f"deepseek2.expert_{name}": ("uint32", value) for name, value in entries.items()}
+    changed = rewritten(tmp_path / "sound.gguf", tmp_path / "m.gguf", lambda held: held.update(wrong))
+    with pytest.raises(ModelFileError) as found, opened(changed):
+        pass
+    assert f"deepseek2.{key}" in str(found.value) and words in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"n_group": 5}, "is 5; 12 experts need groups of the same size, 2 or more"),
+        ({"n_group": 12}, "is 12; 12 experts"),
+        ({"topk_group": 5}, "topk_group"),
+        ({"topk_group": 1, "num_experts_per_tok": 4}, "is 1, of 3 experts each; a token needs 4"),
+    ],
+)
+def test_groups_of_a_checkpoint_that_do_not_fit(tmp_path: Path, keys: dict[str, int], words: str) -> None:
+    folder = architectures.build(tmp_path / "checkpoint", architectures.BY_NAME["deepseek2-groups"], **keys)
+    refused(folder, ModelFileError, words)
 
 
 def test_the_cache_holds_latents(file: Path) -> None:

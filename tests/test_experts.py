@@ -77,7 +77,10 @@ def test_layer_of_integer_products(bench: Bench, tmp_path: Path, type: str) -> N
     layer.close()
 
 
-def route(bench: Bench, logits: np.ndarray, used: int, scores: str, normalised: bool, bias: np.ndarray | None = None):
+def route(
+    bench: Bench, logits: np.ndarray, used: int, scores: str, normalised: bool, bias: np.ndarray | None = None,
+    groups: tuple[int, int] = (1, 1),
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return experts int64 and weights float32 [n, used] of logits float32 [n, experts]."""
     n, n_experts = logits.shape
     padded = np.full((n, -(-n_experts // 16) * 16), np.nan, np.float32)
@@ -87,9 +90,10 @@ def route(bench: Bench, logits: np.ndarray, used: int, scores: str, normalised: 
     experts, weights, n_rows = np.zeros((n, used), np.int64), np.zeros((n, used), np.float32), np.array([n])
     record = ex.ROUTE.make(
         n_rows=address(n_rows), logits=address(padded), stride=padded.strides[0], bias=address(held),
-        n_experts=n_experts, used=used, scale=1.0, experts=address(experts), weights=address(weights),
+        n_experts=n_experts, used=used, scale=1.0, groups=groups[0], groups_used=groups[1],
+        experts=address(experts), weights=address(weights),
     )  # fmt: skip
-    bench.run(ex.route_kernel(scores, bias is not None, normalised), record)
+    bench.run(ex.route_kernel(scores, bias is not None, normalised, groups[1] < groups[0]), record)
     return experts, weights
 
 
@@ -108,6 +112,23 @@ def test_a_bias_chooses_but_does_not_weigh(bench: Bench) -> None:
     experts, weights = route(bench, logits, 2, "sigmoid", False, np.array([-1.0, 1.0, 0.0, 0.0], np.float32))
     np.testing.assert_array_equal(experts, [[1, 3]])
     np.testing.assert_allclose(weights, 1 / (1 + np.exp(-logits[:, [1, 3]])), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n_experts", "groups", "taken"), [(12, 3, 1), (160, 8, 3), (256, 8, 4), (512, 256, 7)])
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_only_the_best_groups_are_taken_from(
+    bench: Bench, scores: str, n_experts: int, groups: int, taken: int
+) -> None:
+    """A group counts as its best expert, with sigmoids as the two best of those with their bias."""
+    rng = np.random.default_rng(45)
+    logits, used = rng.standard_normal((40, n_experts)).astype(np.float32), min(4, taken * n_experts // groups)
+    bias = rng.standard_normal(n_experts).astype(np.float32) if scores == "sigmoid" else None
+    liked = logits.astype(np.float64) if bias is None else 1 / (1 + np.exp(-logits.astype(np.float64))) + bias
+    good = np.sort(liked.reshape(40, groups, -1), axis=2)[:, :, -1 if bias is None else -2 :].sum(axis=2)
+    kept = np.argsort(np.argsort(-good, axis=1), axis=1) < taken
+    liked = np.where(np.repeat(kept, n_experts // groups, axis=1), liked, -np.inf)
+    experts, _ = route(bench, logits, used, scores, True, bias, (groups, taken))
+    np.testing.assert_array_equal(experts, np.argsort(-liked, axis=1, kind="stable")[:, :used])
 
 
 def test_numbers_that_are_none_name_an_expert_that_is_there(bench: Bench) -> None:

@@ -36,7 +36,7 @@ class _Sizes:
 
 
 def plan(m: ModelMap) -> None:
-    """Map a DeepSeek 2 or 3 checkpoint; experts in groups are refused."""
+    """Map a DeepSeek 2 or 3 checkpoint."""
     m.only("hidden_act", "silu")
     for key in ("attention_bias", "mlp_bias"):
         m.only(key, False)
@@ -53,7 +53,7 @@ def plan(m: ModelMap) -> None:
     experts, width = read_experts(m, "n_routed_experts"), m.size("moe_intermediate_size", "expert_feed_forward_length")
     shared = m.size("n_shared_experts", "expert_shared_count")
     m.number("routed_scaling_factor", "expert_weights_scale", 1e-6, 1e6, 1.0)
-    biased = _scores(m)
+    biased = _scores(m, experts)
     if biased:
         _drop_predictors(m, layers)
     dense = m.size("first_k_dense_replace", "leading_dense_block_count", minimum=0, maximum=int(layers), default=0)
@@ -76,25 +76,45 @@ def plan(m: ModelMap) -> None:
     m.output("model.embed_tokens", "lm_head", vocab, s.hidden, tied=False)
 
 
-def _scores(m: ModelMap) -> bool:
+def _scores(m: ModelMap, experts: int) -> bool:
     """Write how experts are weighed; return whether a bias has a say in who is taken."""
     if m.class_name == "DeepseekV2ForCausalLM":
         m.only("norm_topk_prob", False)
-        m.only("topk_method", "greedy")
         m.only("scoring_func", "softmax")
-        m.unused("n_group", "topk_group")
+        if m.only("topk_method", "greedy", "group_limited_greedy") == "greedy":
+            m.unused("n_group", "topk_group")
+        elif _groups(m, experts, 1, 1):
+            m.notes.append("llama.cpp weighs a group by its two best experts, DeepSeek 2 by the best alone")
         normalised, function = False, 1
     else:
-        if (groups := m.config.get("n_group", 8)) != 1:
-            m.refuse("n_group", groups, 1)
+        _groups(m, experts, 8, 4)
         m.only("topk_method", "noaux_tc")
         m.only("scoring_func", "sigmoid")
         m.only("rope_interleave", True)
-        m.unused("topk_group", "num_mtp_layers")
+        m.unused("num_mtp_layers")
         normalised, function = m.config.boolean("norm_topk_prob", default=True), 2
     m.add("expert_weights_norm", "bool", normalised)
     m.add("expert_gating_func", "uint32", function)
     return function == 2
+
+
+def _groups(m: ModelMap, experts: int, usual: int, usual_taken: int) -> bool:
+    """Write how many groups of experts there are and how many are taken from; return whether there is more than one.
+
+    usual, usual_taken: of a config.json that does not say
+    """
+    groups = m.config.integer("n_group", 1, experts, default=usual)
+    taken = m.config.integer("topk_group", 1, groups, default=min(usual_taken, groups))
+    if groups == 1:
+        return False
+    if experts % groups or experts == groups:
+        m.config.fail("n_group", f"is {groups}; {experts} experts need groups of the same size, 2 or more")
+    used = m.config.integer("num_experts_per_tok", 1, experts)
+    if taken * (experts // groups) < used:
+        m.config.fail("topk_group", f"is {taken}, of {experts // groups} experts each; a token needs {used}")
+    m.add("expert_group_count", "uint32", groups)
+    m.add("expert_group_used_count", "uint32", taken)
+    return True
 
 
 def _drop_predictors(m: ModelMap, layers: int) -> None:

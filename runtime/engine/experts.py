@@ -38,27 +38,28 @@ class ExpertSteps(Steps):
 
     def pick(
         self, logits: Rows, used: int, into: tuple[Matrix, ...], *, scores: str = "softmax", normalised: bool = True,
-        scale: float = 1.0, bias: int = 0,
+        scale: float = 1.0, bias: int = 0, groups: tuple[int, int] = (1, 1),
     ) -> Picked:  # fmt: skip
         """Take the `used` experts of each row by its router's logits, for the products `into` that follow.
 
         scores, normalised, scale: as kernels/experts.py route.  bias: address of float32 [experts] that is added to
-        sigmoids where experts are taken; 0: none.
+        sigmoids where experts are taken; 0: none.  groups: how many there are, and how many are taken from.
         """
-        experts, weights = self._route("picked", logits, used, scores, normalised, scale, bias)
+        experts, weights = self._route("picked", logits, used, scores, normalised, scale, bias, groups)
         return self._lay_out("picked", logits.columns, used, experts, weights, into)
 
     def _route(
-        self, name: str, logits: Rows, used: int, scores: str, normalised: bool, scale: float, bias: int
-    ) -> tuple[int, int]:
+        self, name: str, logits: Rows, used: int, scores: str, normalised: bool, scale: float, bias: int,
+        groups: tuple[int, int] = (1, 1),
+    ) -> tuple[int, int]:  # fmt: skip
         """Return the addresses of the experts and the weights of each pair.  name: of the buffers."""
         sizes = dict.fromkeys(("experts", "weights"), 8 * self._rows_now * used)
         at = {use: self._buffers.shared(f"{name} {use}", nbytes).address for use, nbytes in sizes.items()}
         self._add(
-            ex.route_kernel(scores, bool(bias), normalised),
+            ex.route_kernel(scores, bool(bias), normalised, groups[1] < groups[0]),
             ex.ROUTE.make(
                 n_rows=self._count[self._counted], logits=logits.address, stride=logits.stride, bias=bias,
-                n_experts=logits.columns, used=used, scale=float(scale), **at,
+                n_experts=logits.columns, used=used, scale=float(scale), groups=groups[0], groups_used=groups[1], **at,
             ),
         )  # fmt: skip
         return at["experts"], at["weights"]

@@ -25,7 +25,9 @@ _LEAST_SUM = 1e-20  # added where sigmoids are normalised: they may all be zero
 
 # logits: float32 rows of `stride` bytes, a multiple of 64; bias: float32 [n_experts], padded to 64 elements; experts
 # int64 and weights float32 [n_rows, used].
-ROUTE = Record("n_rows", "logits", "stride", "bias", "n_experts", "used", "scale", "experts", "weights")
+ROUTE = Record(
+    "n_rows", "logits", "stride", "bias", "n_experts", "used", "scale", "groups", "groups_used", "experts", "weights"
+)
 # experts, places: int64 [pairs]; cursors: int64 [n_experts]; n_pairs: where their number goes; blocks: int64 number of
 # blocks, then expert, first place and end of each, which has at most token_block rows.  tile: of the target.
 LAY_OUT = Record(
@@ -37,12 +39,14 @@ SCATTER = Record("n_pairs", "places", "used", "x", "x_stride", "x_step", "column
 COMBINE = Record("n_rows", "places", "weights", "used", "y", "y_stride", "columns", "out", "out_stride")
 
 
-def route(e: Emitter, scores: str, biased: bool, normalised: bool) -> None:
+def route(e: Emitter, scores: str, biased: bool, normalised: bool, grouped: bool) -> None:
     """Program step: the `used` experts of the highest scores, the first of equal ones.  Record: ROUTE.
 
     scores: "softmax" over all experts, or each one's own "sigmoid"; biased (of sigmoids): a bias has a say in who is
     taken, but not in the weights (DeepSeek-AI 2024, V3).  Weights are the scores times `scale`; normalised: over their
-    sum first (with softmax that is a softmax over those taken).  A task is a row.
+    sum first (with softmax that is a softmax over those taken).  grouped: of the `groups`, which have as many experts
+    each, only the best `groups_used` are taken from; a group is as good as its best expert, with sigmoids as its two
+    best together (DeepSeek-AI 2024, V2 and V3).  A task is a row.
     """
     a, lanes = ROUTE.read(e, e.args[0]), e.target.lanes
     wide = vec(F32, lanes)
@@ -60,6 +64,8 @@ def route(e: Emitter, scores: str, biased: bool, normalised: bool) -> None:
             if biased:
                 x = sigmoid(e, x) + e.load(a.bias + i * 4, wide)
             e.store(vectors(x, i, nothing), left + i * 4)
+        if grouped:
+            _leave_groups(e, a, left, 2 if scores == "sigmoid" else 1)
         pairs = row * a.used
         with e.loop(pairs, pairs + a.used) as pair:
             expert = _first_of_the_largest(e, left, a.n_experts)
@@ -87,6 +93,28 @@ def route(e: Emitter, scores: str, biased: bool, normalised: bool) -> None:
             factor = factor / total.value
         with e.loop(pairs, pairs + a.used) as pair:
             e.store(e.load(a.weights + pair * 4, F32) * factor, a.weights + pair * 4)
+
+
+def _leave_groups(e: Emitter, a: Fields, left: Value, best: int) -> None:
+    """Make float32 left [n_experts] -infinity outside of the groups that are taken from.
+
+    best: 1 or 2, how many of a group's experts say how good it is.
+    """
+    size, lanes, nothing = a.n_experts // a.groups, e.target.lanes, e.const(F32, float("-inf"))
+    good = e.scratch(4 * MAX_EXPERTS)
+    with e.loop(0, a.groups, lanes) as i:
+        e.store(nothing.splat(lanes), good + i * 4)
+    with e.loop(0, a.groups) as group:
+        first, second = e.var(nothing), e.var(nothing)
+        with e.loop(group * size, (group + 1) * size) as expert:
+            x = e.load(left + expert * 4, F32)
+            second.set(e.max(e.min(x, first.value), second.value))
+            first.set(e.max(x, first.value))
+        e.store(first.value + second.value if best == 2 else first.value, good + group * 4)
+    with e.loop(0, a.groups_used):
+        e.store(nothing, good + _first_of_the_largest(e, good, a.groups) * 4)
+    with e.loop(0, a.n_experts) as expert, e.when(e.load(good + expert // size * 4, F32) > nothing):
+        e.store(nothing, left + expert * 4)
 
 
 def _first_of_the_largest(e: Emitter, values: Value, n: Value) -> Value:
@@ -191,8 +219,8 @@ def combine(e: Emitter) -> None:
             add_sum(row, column, 1)
 
 
-def route_kernel(scores: str, biased: bool, normalised: bool) -> Kernel:
-    return Kernel(route, (scores, biased, normalised))
+def route_kernel(scores: str, biased: bool, normalised: bool, grouped: bool) -> Kernel:
+    return Kernel(route, (scores, biased, normalised, grouped))
 
 
 def lay_out_kernel() -> Kernel:

@@ -145,7 +145,7 @@ def read(file: GgufFile) -> DeepSeek2:
         n_ff=read_ff(file, ARCH),
         n_dense=file.get_int(f"{ARCH}.leading_dense_block_count", 0, minimum=0),
         epsilon=read_rms_epsilon(file, ARCH),
-        mixture=read_mixture(file, ARCH, normalised=False),
+        mixture=read_mixture(file, ARCH, normalised=False, grouped=True),
     )
 
 

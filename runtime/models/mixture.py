@@ -29,6 +29,7 @@ class Mixture:
 
     n_ff_shared: width of what every row goes through beside them, 0 for nothing.
     scores, normalised, scale: of the experts' weights, as kernels/experts.py route.
+    groups: how many groups the experts are in, and from how many of them a row takes.
     """
 
     n_experts: int
@@ -39,24 +40,30 @@ class Mixture:
     normalised: bool = True
     scale: float = 1.0
     function: str = "silu"
+    groups: tuple[int, int] = (1, 1)
 
 
-def read_mixture(file: GgufFile, arch: str, *, normalised: bool = True, scores: int = 1) -> Mixture | None:
+def read_mixture(
+    file: GgufFile, arch: str, *, normalised: bool = True, scores: int = 1, grouped: bool = False
+) -> Mixture | None:
     """Return what the file says of experts, None where it has none.
 
-    normalised, scores: of a file that does not say.  Raises ModelFileError or UnsupportedError naming the key.
+    normalised, scores: of a file that does not say.  grouped: experts may be in groups.
+
+    Raises ModelFileError or UnsupportedError naming the key.
     """
     n_experts = file.get_int(f"{arch}.expert_count", 0, minimum=0, maximum=MAX_EXPERTS)
     if not n_experts:
         return None
-    groups = file.get_int(f"{arch}.expert_group_count", 1, minimum=0)
-    if groups > 1:
-        raise UnsupportedError(f"{arch}.expert_group_count", groups, ["1"], where=file.path)
     key = f"{arch}.expert_gating_func"
     function = file.get_int(key, scores) or scores
     if function not in SCORES:
         named = [f"{number} ({name})" for number, name in SCORES.items()]
         raise UnsupportedError(key, function, named, where=file.path)
+    key = f"{arch}.expert_group_count"
+    groups = file.get_int(key, 1, minimum=0, maximum=n_experts)
+    if groups > 1 and not grouped:
+        raise UnsupportedError(key, groups, ["1"], where=file.path)
     n_ff = file.get_int(f"{arch}.expert_feed_forward_length", None, minimum=1, maximum=1 << 24)
     width = read_ff(file, arch) if n_ff is None else n_ff
     shared = file.get_int(f"{arch}.expert_shared_feed_forward_length", 0, minimum=0, maximum=1 << 24)
@@ -73,7 +80,21 @@ def read_mixture(file: GgufFile, arch: str, *, normalised: bool = True, scores: 
         "sigmoid" if function == 2 else "softmax",
         file.get_bool(f"{arch}.expert_weights_norm", normalised) or function == 3,
         file.get_float(f"{arch}.expert_weights_scale", 1.0, minimum=0.0, maximum=1e6) or 1.0,
+        groups=(groups, _groups_used(file, arch, groups, n_experts, used)) if groups > 1 else (1, 1),
     )
+
+
+def _groups_used(file: GgufFile, arch: str, groups: int, n_experts: int, used: int) -> int:
+    """Return how many groups a row takes from; groups must be equal, of two experts or more, and enough for `used`."""
+    size, rest = divmod(n_experts, groups)
+    if rest or size < 2:
+        message = f"is {groups} with {n_experts} experts; groups of the same size, 2 or more, are allowed"
+        raise ModelFileError(file.path, message, place=f"{arch}.expert_group_count")
+    key = f"{arch}.expert_group_used_count"
+    taken = file.get_int(key, minimum=1, maximum=groups)
+    if taken * size < used:
+        raise ModelFileError(file.path, f"is {taken}, of {size} experts each, but a row goes to {used}", place=key)
+    return taken
 
 
 class Experts:
@@ -111,7 +132,7 @@ class Experts:
         m = self._mixture
         picked = b.pick(
             logits, m.used, (*self._inner, self._down), scores=m.scores, normalised=m.normalised,
-            scale=m.scale, bias=self._bias,
+            scale=m.scale, bias=self._bias, groups=m.groups,
         )  # fmt: skip
         both = b.linear_experts(b.gather(x, picked, into=self._inner), picked, *self._inner)
         if len(both) == 1:

@@ -15,6 +15,9 @@ DEEPSEEK2 = {
     "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
     "routed_scaling_factor": 0.4,
 }  # fmt: skip
+DEEPSEEK2_GROUPS = DEEPSEEK2 | {
+    "q_lora_rank": 48, "n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+}  # fmt: skip
 DEEPSEEK2_YARN = {
     "type": "yarn", "factor": 40.0, "original_max_position_embeddings": 64, "mscale": 0.707, "mscale_all_dim": 0.707,
     "beta_fast": 32, "beta_slow": 1,
@@ -46,6 +49,15 @@ ROWS = (
     Row(
         "deepseek3", "DeepseekV3ForCausalLM", DEEPSEEK2 | {"q_lora_rank": 48, "norm_topk_prob": True},
         {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_nextn_predict_layers": 0},
+    ),
+    Row(
+        "deepseek2-groups", "DeepseekV2ForCausalLM",
+        DEEPSEEK2_GROUPS | {"topk_method": "group_limited_greedy", "norm_topk_prob": False},
+        no_peer="weighs a group by its two best experts, as DeepSeek 3 does",
+    ),
+    Row(
+        "deepseek3-groups", "DeepseekV3ForCausalLM", DEEPSEEK2_GROUPS | {"norm_topk_prob": True},
+        {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     ),
     Row(
         "deepseek2-lite", "DeepseekV2ForCausalLM", DEEPSEEK2,

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..blocks import attend, largest, rms_norm, sigmoid
+from ..blocks import attend, largest, rms_norm, sigmoid, softmax
 from ..decoder import Decoder
 from ..source import Array, Source
 from .experts import Experts
@@ -64,7 +65,18 @@ class DeepSeek2(Experts):
         return out + self.gated(h, at + "shared_experts.", *self.parts) if shared else out
 
     def shares(self, liked: Array, at: str) -> Array:
-        return self.scaled(super().shares(liked, at))
+        shares = softmax(liked)
+        if self.c.get("topk_method", "greedy") == "group_limited_greedy":
+            shares = np.where(self.in_groups(shares, best=1, groups=1, taken=1), shares, 0)
+        return self.scaled(self.normed(np.where(largest(shares, self.used), shares, 0)))
+
+    def in_groups(self, liked: Array, best: int, groups: int, taken: int) -> NDArray[np.bool_]:
+        """Return which experts are in the groups that are picked from, [n, experts]: those whose `best` best are liked
+        most together.  groups, taken: what config.json leaves out."""
+        groups = self.c.integer("n_group", 1, liked.shape[1], groups)
+        taken = self.c.integer("topk_group", 1, groups, min(taken, groups))
+        inside = np.sort(liked.reshape(len(liked), groups, -1), axis=2)
+        return np.repeat(largest(inside[:, :, -best:].sum(axis=2), taken), inside.shape[2], axis=1)
 
     def scaled(self, shares: Array) -> Array:
         return shares * self.s.dtype(self.c.number("routed_scaling_factor", 0, 1e9, self.default_scale))
@@ -77,7 +89,9 @@ class DeepSeek3(DeepSeek2):
 
     def shares(self, liked: Array, at: str) -> Array:
         liked = sigmoid(liked)
-        picked = largest(liked + self.s.vector(f"{at}{self.router}.e_score_correction_bias"), self.used)
+        liking = liked + self.s.vector(f"{at}{self.router}.e_score_correction_bias")
+        allowed = self.in_groups(liking, best=2, groups=8, taken=4)
+        picked = largest(np.where(allowed, liking, -np.inf).astype(liked.dtype), self.used)
         return self.scaled(self.normed(np.where(picked, liked, 0)))
 
 
