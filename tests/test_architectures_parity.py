@@ -34,14 +34,14 @@ def described(transformers: Any, folder: Path, row: Row) -> tuple[dict[str, Any]
 
 
 def computed(transformers: Any, folder: Path, row: Row) -> np.ndarray:
-    """Return transformers' logits in float32 with its plain attention, float32 [length, vocab].
+    """Return transformers' logits in float32 with the attention of the row, float32 [length, vocab].
 
     Of an encoder the last hidden state, float32 [length, hidden].
     """
     import torch
 
     model, loading = getattr(transformers, row.cls).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, output_loading_info=True
+        folder, dtype=torch.float32, attn_implementation=row.attention, local_files_only=True, output_loading_info=True
     )
     assert not any(loading.values()), loading
     with torch.inference_mode():

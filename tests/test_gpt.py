@@ -80,8 +80,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], type[HalfbyteError], tuple[str, ..
     "two numbers of layers": ("gpt2", {"num_hidden_layers": 3}, ModelFileError, ("num_hidden_layers", "n_layer is 2")),
     "heads that do not divide": ("gpt2", {"n_head": 5}, ModelFileError, ("n_head", "does not divide")),
     "heads of 1": ("gpt2", {"n_head": 64}, ModelFileError, ("n_head", "heads of 1")),
-    "Falcon with ALiBi": ("falcon", {"alibi": True}, UnsupportedError, ("alibi 'true'",)),
-    "Falcon in sequence": ("falcon", {"parallel_attn": False}, UnsupportedError, ("parallel_attn 'false'",)),
+    "Falcon without biases that it says it has": (
+        "falcon", {"bias": True}, ModelFileError, ("query_key_value.bias", "is missing")
+    ),
     "Falcon's shares": ("falcon-grouped", {"num_kv_heads": 3}, ModelFileError, ("num_kv_heads", "does not divide")),
     "NeoX without biases": ("gptneox", {"attention_bias": False}, UnsupportedError, ("attention_bias 'false'",)),
     "MPT without ALiBi": ("mpt", {"attn_config": {"alibi": False}}, UnsupportedError, ("attn_config.alibi 'false'",)),

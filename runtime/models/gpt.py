@@ -81,8 +81,12 @@ class Gpt(Model):
         b.rope_store(layer, *qkv, self.head_dim, rotation=0 if self.rotations else None)
         return b.attention(
             layer, qkv[0], self.n_kv_heads, self.head_dim, into, window=self.window,
-            slopes=alibi_slopes(self.n_heads, self.alibi_bias) if self.alibi_bias else None,
+            slopes=self.slopes() if self.alibi_bias else None,
         )  # fmt: skip
+
+    def slopes(self) -> NDArray[np.float32]:
+        """float32 [n_heads]: what scaled scores lose per position of distance, where there is an alibi_bias."""
+        return alibi_slopes(self.n_heads, self.alibi_bias)
 
 
 def alibi_slopes(n_heads: int, bias: float) -> NDArray[np.float32]:

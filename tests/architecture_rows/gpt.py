@@ -9,6 +9,7 @@ GELU = 2e-4  # as a tolerance: the two forms of GELU differ by more than 1e-3
 # Keys of SIZES that an architecture has no use for.
 NO_GROUPS = {"num_key_value_heads": None}
 NO_FFN = {"intermediate_size": None, "num_key_value_heads": None}
+ONE_ALIBI = "sdpa"  # transformers 5.23's plain attention of Falcon adds ALiBi to the scores twice
 SIX_HEADS = {"hidden_size": 96, "num_attention_heads": 6}  # ALiBi's slopes of a number that is no power of two
 
 ROWS = (
@@ -33,6 +34,16 @@ ROWS = (
     Row(
         "falcon-all-heads", "FalconForCausalLM", {"multi_query": False},
         NO_FFN | {"architectures": ["RWForCausalLM"]}, tolerance=GELU,
+    ),
+    Row(
+        "falcon-rw", "FalconForCausalLM",
+        {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False, "tie_word_embeddings": True},
+        NO_FFN, tolerance=GELU, length=40, attention=ONE_ALIBI,
+        no_peer="has no ALiBi, no biases and no sequential layers of falcon",
+    ),
+    Row(
+        "falcon-rw-parallel", "FalconForCausalLM", SIX_HEADS | {"alibi": True}, NO_FFN, tolerance=GELU,
+        attention=ONE_ALIBI, no_peer="has no ALiBi of falcon",
     ),
     Row("starcoder2", "Starcoder2ForCausalLM", {"tie_word_embeddings": True}, tolerance=GELU),
     Row(

@@ -35,6 +35,7 @@ class Row:
     tolerance  of logits beside transformers, absolute
     context    of the engines, where longrope depends on it; 0: the model's own
     no_peer    why llama.cpp is not compared; empty where it is
+    attention  transformers' implementation of it
     sizes      what `config` is over
     """
 
@@ -47,6 +48,7 @@ class Row:
     context: int = 0
     tolerance: float = 1e-3
     no_peer: str = ""
+    attention: str = "eager"
     sizes: dict[str, Any] = field(default_factory=lambda: SIZES)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..blocks import Rotation, gelu, gelu_tanh, layer_norm
+from ..blocks import Rotation, alibi_slopes, attend, gelu, gelu_tanh, layer_norm
 from ..decoder import Decoder
 from ..source import Array
 
@@ -125,7 +125,7 @@ class Gpt2(LayerNorms):
 
 class Falcon(LayerNorms):
     """Rows of a group of queries, its key and its value in turn; 40B and 180B norm attention's input and the
-    feed-forward's each for itself."""
+    feed-forward's each for itself.  Falcon-RW has ALiBi, scaled as scores are, and one part after the other."""
 
     epsilon_key, function_key, default_function = "layer_norm_epsilon", "activation", "gelu"
     hidden_keys = ("hidden_size", "n_embed")
@@ -143,12 +143,20 @@ class Falcon(LayerNorms):
         self.two_norms = self.s.has("transformer.h.0.ln_attn.weight")
         if self.two_norms:
             self.attention_norm = "ln_attn"
+        self.parallel = self.c.boolean("new_decoder_architecture", False) or self.c.boolean("parallel_attn", True)
 
     def project(self, h: Array, at: str) -> tuple[Array, Array, Array]:
         return self.grouped(h, at + "self_attention.query_key_value")
 
     def parallel_input(self, x: Array, h: Array, at: str) -> Array:
         return self.norm(x, at + "ln_mlp") if self.two_norms else h
+
+    def read_rotation(self) -> Rotation | None:
+        return None if self.c.boolean("alibi", False) else super().read_rotation()
+
+    def attend(self, q: Array, k: Array, v: Array, layer: int) -> Array:
+        slopes = None if self.rotation else alibi_slopes(self.heads) * self.scale
+        return attend(q, k, v, self.scale, slopes=slopes)
 
 
 CLASSES: dict[str, type[Decoder]] = {
