@@ -190,8 +190,8 @@ def test_hyper_parameters_are_read_without_defaults_in_their_way(models: Models)
     assert found.pop("epsilon") == pytest.approx(1e-5)
     assert found == {
         "n_layers": 3, "n_vocab": 420, "n_embd": 64, "n_heads": 6, "n_kv_heads": 3, "head_dim": 8, "n_ctx_train": 333,
-        "n_ff": 100, "window": 0, "scores": None, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0,
-        "mixture": None, "fused_ff": False,
+        "n_ff": 100, "window": 0, "whole": (), "scores": None, "embedding_scale": 1.0, "residual_scale": 1.0,
+        "logit_scale": 1.0, "mixture": None, "fused_ff": False,
     }  # fmt: skip
 
 

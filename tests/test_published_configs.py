@@ -67,8 +67,6 @@ KEYS: dict[str, dict[str, Any]] = {
 OTHERS: dict[str, dict[str, Any]] = {
     "llama": {"attention_multiplier": 0.5},
     "mistral": {"hidden_act": "gelu"},
-    "qwen2": {"use_sliding_window": True},
-    "qwen3": {"use_sliding_window": True},
     "mixtral": {"hidden_act": "gelu"},
     "qwen2moe": {"use_sliding_window": True},
     "qwen3moe": {"use_sliding_window": True},

@@ -16,10 +16,10 @@ CLASSES = {"Qwen3ForCausalLM": "qwen3"}
 
 def plan(m: ModelMap) -> None:
     """Map a Qwen3 checkpoint."""
-    map_qwen3(m, lambda i, layer, d: gated_ffn(layer, d))
+    map_qwen3(m, lambda i, layer, d: gated_ffn(layer, d), windows=True)
 
 
-def map_qwen3(m: ModelMap, ffn: LayerMap) -> None:
+def map_qwen3(m: ModelMap, ffn: LayerMap, *, windows: bool = False) -> None:
     """Map a Qwen3 checkpoint whose feed-forwards `ffn` maps."""
     bias = m.flag("attention_bias", False)
-    map_qwen(m, ffn, bias=bias, out_bias=bias, head_norms=True)
+    map_qwen(m, ffn, windows=windows, bias=bias, out_bias=bias, head_norms=True)

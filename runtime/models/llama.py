@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...errors import ModelFileError
 from ...quant.gguf_reader import GgufFile
 from .base import Model, read_ff, read_rms_epsilon, read_sizes
 from .blocks import FeedForward, QueryKeyValue, output_matrix
@@ -26,13 +27,14 @@ ARCH = "llama"
 
 @dataclass(frozen=True)
 class Llama(Model):
-    """window: positions that a row sees, 0 for all.  scores: what scales q k^T, None for 1 / sqrt(head_dim).
-    The other scales: of the embedding, of what each block adds to the hidden state, of the logits.  fused_ff: ffn_up
-    has the gate's rows too, as in `FeedForward`."""
+    """window: positions that a row sees, 0 for all; layers in `whole` have none.  scores: what scales q k^T, None for
+    1 / sqrt(head_dim).  The other scales: of the embedding, of what each block adds to the hidden state, of the logits.
+    fused_ff: ffn_up has the gate's rows too, as in `FeedForward`."""
 
     n_ff: int
     epsilon: float
     window: int = 0
+    whole: tuple[int, ...] = ()
     scores: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -52,8 +54,9 @@ class Llama(Model):
             self.norm_heads(b, w, at, q, k)
             b.rope_store(i, q, k, v, self.head_dim, self.rotation_of(i))
             attended = b.attention(
-                i, q, self.n_kv_heads, self.head_dim, into=(wo,), scale=self.scores, window=self.window
-            )
+                i, q, self.n_kv_heads, self.head_dim, into=(wo,), scale=self.scores,
+                window=0 if i in self.whole else self.window,
+            )  # fmt: skip
             self._add(b, x, attended, wo)
 
             ff: FeedForward | Experts
@@ -107,3 +110,18 @@ def read_fields(file: GgufFile, arch: str, *, halves: bool) -> dict[str, Any]:
         "n_ff": read_ff(file, arch),
         "epsilon": read_rms_epsilon(file, arch),
     }
+
+
+def read_layer_windows(file: GgufFile, arch: str, n_layers: int) -> dict[str, Any]:
+    """Return `window` and `whole` of a file that says for each layer whether it has a window; nothing of another.
+
+    Raises ModelFileError naming the key.
+    """
+    key = f"{arch}.attention.sliding_window_pattern"
+    has_window = file.get_array(key, None, of="bool")
+    if has_window is None:
+        return {}
+    if len(has_window) != n_layers:
+        raise ModelFileError(file.path, f"is of {len(has_window)} layers; there are {n_layers}", place=f"key {key!r}")
+    window = file.get_int(f"{arch}.attention.sliding_window", minimum=1, maximum=1 << 31)
+    return {"window": window, "whole": tuple(i for i in range(n_layers) if not has_window[i])}

@@ -7,11 +7,12 @@ Enters: `qwen2.*` metadata and tensors; leaves: the forward pass as calls to the
 from __future__ import annotations
 
 from ...quant.gguf_reader import GgufFile
-from .llama import Llama, read_fields
+from .llama import Llama, read_fields, read_layer_windows
 
 ARCH = "qwen2"
 
 
 def read(file: GgufFile) -> Llama:
     """Return the model with every hyper-parameter checked; raises ModelFileError naming the key."""
-    return Llama(**read_fields(file, ARCH, halves=True))
+    fields = read_fields(file, ARCH, halves=True)
+    return Llama(**fields, **read_layer_windows(file, ARCH, fields["n_layers"]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...quant.gguf_reader import GgufFile
-from .llama import Llama, read_fields
+from .llama import Llama, read_fields, read_layer_windows
 
 if TYPE_CHECKING:
     from ..engine.buffers import Rows
@@ -29,4 +29,5 @@ class Qwen3(Llama):
 
 def read(file: GgufFile) -> Qwen3:
     """Return the model with every hyper-parameter checked; raises ModelFileError naming the key."""
-    return Qwen3(**read_fields(file, ARCH, halves=True))
+    fields = read_fields(file, ARCH, halves=True)
+    return Qwen3(**fields, **read_layer_windows(file, ARCH, fields["n_layers"]))

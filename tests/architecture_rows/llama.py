@@ -59,10 +59,23 @@ ROWS = (
             "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
         },
     ),
+    Row(
+        "qwen2-window", "Qwen2ForCausalLM",
+        {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+        {"layer_types": None}, no_peer="does not read the windows of qwen2",
+    ),
     Row("qwen3", "Qwen3ForCausalLM", {"head_dim": 32}),
     Row(
         "qwen3-bias", "Qwen3ForCausalLM", {"head_dim": 16, "attention_bias": True},
         no_peer="does not read attn_output.bias of qwen3",
+    ),
+    Row(
+        "qwen3-window", "Qwen3ForCausalLM",
+        {
+            "num_hidden_layers": 3, "head_dim": 16, "use_sliding_window": True, "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        no_peer="does not read the windows of qwen3",
     ),
     Row("smollm3", "SmolLM3ForCausalLM", {"num_hidden_layers": 5, "pad_token_id": 0}),
     Row("granite", "GraniteForCausalLM", {

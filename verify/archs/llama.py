@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..blocks import silu
+from ..blocks import attend, silu
 from ..decoder import Decoder
 from ..source import Array, Source
 
@@ -17,7 +17,22 @@ class Mistral(Decoder):
     window_key = "sliding_window"
 
 
-class Qwen3(Decoder):
+class Qwen2(Decoder):
+    """A window in some layers, where config.json switches it on."""
+
+    def attend(self, q: Array, k: Array, v: Array, layer: int) -> Array:
+        return attend(q, k, v, self.scale, self._window(layer))
+
+    def _window(self, layer: int) -> int | None:
+        if not self.c.boolean("use_sliding_window", False):
+            return None
+        first = self.c.integer("max_window_layers", 0, 1 << 16, 28)
+        usual = ["sliding_attention" if i >= first else "full_attention" for i in range(self.layers)]
+        slides = self.c.items("layer_types", usual)[layer] == "sliding_attention"
+        return self.c.integer("sliding_window", 1, 1 << 31, 4096) if slides else None
+
+
+class Qwen3(Qwen2):
     """Norms of each head's queries and keys."""
 
     default_head_dim: int | None = 128
@@ -91,7 +106,7 @@ class Phi3(Mistral):
 CLASSES: dict[str, type[Decoder]] = {
     "LlamaForCausalLM": Decoder,
     "MistralForCausalLM": Mistral,
-    "Qwen2ForCausalLM": Decoder,
+    "Qwen2ForCausalLM": Qwen2,
     "Qwen3ForCausalLM": Qwen3,
     "SmolLM3ForCausalLM": SmolLM3,
     "GraniteForCausalLM": Granite,
