@@ -46,6 +46,7 @@ def record(model: PulledModel) -> dict[str, Any]:
         "bytes": model.nbytes,
         "path": str(model.path),
         "origin": f"{model.origin}/{model.repo}",
+        "revision": model.revision,
         "commit": model.commit,
         "pulled": model.pulled,
         "files": [{"name": file.name, "bytes": file.nbytes, "digest": file.digest} for file in model.files],
@@ -73,6 +74,7 @@ def _show(model: PulledModel, as_json: bool) -> None:
         ("path", str(model.path)),
         ("size", size_text(model.nbytes)),
         ("from", f"{model.origin}/{model.repo}"),
+        ("revision", model.revision),
         ("commit", model.commit),
         ("pulled", model.pulled),
     ]

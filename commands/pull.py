@@ -3,7 +3,8 @@
 TYPE is one of a repository's GGUF files, by its quantization (Q4_K_M, which is meant where nothing is said) or by its
 name.  A checkpoint in safetensors is downloaded and converted to TYPE; it stays, as OWNER/REPO:SAFETENSORS.
 A download that ended early goes on where it was.  Afterwards OWNER/REPO:TYPE stands for the model's path in all
-commands.  HF_TOKEN opens gated and private models, HF_ENDPOINT names another hub, HALFBYTE_MODELS_DIR another folder.
+commands; of a repository's revisions it is the one that was pulled last.  HF_TOKEN opens gated and private models,
+HF_ENDPOINT names another hub, HALFBYTE_MODELS_DIR another folder.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ def main(argv: list[str]) -> int:
     parser = _options.command_parser("pull", __doc__, "OWNER/REPO[:TYPE]")
     parser.add_argument("name", metavar="OWNER/REPO[:TYPE]", help=argparse.SUPPRESS)
     parser.add_argument("--type", metavar="TYPE", help="the same as TYPE after the colon")
+    parser.add_argument("--revision", metavar="REV", help="a branch, tag or commit of the repository (default: main)")
     parser.add_argument("--offline", action="store_true", help="ask nobody: tell where the model is, or that it is not")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_intermixed_args(argv)
     name = _named(arguments.name, arguments.type)
+    if arguments.revision == "":
+        raise UsageError("--revision is empty; a branch, tag or commit is wanted")
 
     from ..hub.pull import pull
 
     try:
         with Progress() as progress:
-            pulled = pull(str(name), arguments.offline, progress)
+            pulled = pull(str(name), arguments.offline, progress, arguments.revision)
             model = pulled.model
             if model.kind == CHECKPOINT and (name.kind or "").upper() != CHECKPOINT:
                 model = _converted(model, name.kind, progress)
@@ -83,6 +87,7 @@ def _converted(checkpoint: PulledModel, type: str | None, progress: Progress) ->
         convert_checkpoint(checkpoint.path, out, recipe, progress=lambda done, total, name: progress(what, done, total))
         file = StoredFile(out.name, out.stat().st_size, "")
         made = PulledModel(
-            checkpoint.repo, name.kind or recipe, checkpoint.origin, checkpoint.commit, now(), (file,), folder
-        )
+            checkpoint.repo, name.kind or recipe, checkpoint.origin, checkpoint.commit, now(), (file,), folder,
+            checkpoint.revision,
+        )  # fmt: skip
         return publish(made)

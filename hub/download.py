@@ -31,7 +31,7 @@ class BrokenTransfer(HalfbyteError):
 
 @dataclass(frozen=True)
 class Repository:
-    """What the hub says of a repository: its commit and the files of that commit."""
+    """What the hub says of a repository at a revision: the commit that it is, and the files of that commit."""
 
     repo: str
     origin: str
@@ -49,12 +49,16 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def list_repository(repo: str) -> Repository:
-    """Ask the hub for the files of `repo`, OWNER/REPO; raises UsageError when it cannot be had, with the reason."""
+def list_repository(repo: str, revision: str | None = None) -> Repository:
+    """Ask the hub for the files of `repo`, OWNER/REPO; raises UsageError when it cannot be had, with the reason.
+
+    revision  a branch, tag or commit; None: the hub's default, main
+    """
     with _explained(repo):
         from huggingface_hub import HfApi
 
-        info = HfApi(endpoint=endpoint(), library_name="halfbyte").model_info(repo, files_metadata=True)
+        asked = HfApi(endpoint=endpoint(), library_name="halfbyte")
+        info = asked.model_info(repo, revision=revision, files_metadata=True)
     if info.sha is None or info.siblings is None:
         raise UsageError(f"{repo}: {endpoint()} answers without a commit or without files; it does not speak as a hub")
     files = []
@@ -165,6 +169,8 @@ def _explained(repo: str, file: str | None = None) -> Iterator[None]:
     except hub.RepositoryNotFoundError as error:
         message = f"{what}: no such model at {endpoint()}, or a private one that HF_TOKEN does not open"
         raise UsageError(message) from error
+    except hub.RevisionNotFoundError as error:
+        raise UsageError(f"{what}: has no such branch, tag or commit at {endpoint()}") from error
     except hub.EntryNotFoundError as error:
         raise UsageError(f"{what}: is not in the repository any more; pull the model again") from error
     except hub.OfflineModeIsEnabled as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import UsageError, printable
 from .download import Repository, fetch, is_offline, list_repository
 from .names import CHECKPOINT, Choice, ModelName, RemoteFile, choose, parse_name
-from .store import PulledModel, StoredFile, find, now, partial_folder, publish, staged
+from .store import MAIN, PulledModel, StoredFile, find, note_revision, now, partial_folder, publish, staged
 
 Progress = Callable[[str, int, int], None]  # (what is being done, bytes done, bytes in all)
 
@@ -24,11 +24,12 @@ class Pulled:
     is_new: bool
 
 
-def pull(word: str, offline: bool = False, progress: Progress | None = None) -> Pulled:
+def pull(word: str, offline: bool = False, progress: Progress | None = None, revision: str | None = None) -> Pulled:
     """Bring the model called `word` (OWNER/REPO[:KIND], see names.py) into the store.
 
     offline   ask nobody: the model is there or it is an error
     progress  called as bytes arrive
+    revision  a branch, tag or commit of the repository, in place of main; a name stands for what was pulled last
     What an earlier call received is not received again.  Raises UsageError (no name, not there, gated, no such
     quantization, no room) or BrokenTransfer; nothing has the model's name then.
     """
@@ -36,20 +37,28 @@ def pull(word: str, offline: bool = False, progress: Progress | None = None) -> 
     if name is None:
         raise UsageError(f"{printable(word)!r} is no name of a model; OWNER/REPO or OWNER/REPO:QUANTIZATION is wanted")
     if offline or is_offline():
-        model = find(str(name)) or find(f"{name.repo}:{CHECKPOINT}")
-        if model is None:
-            raise UsageError(f"{name}: is not on this machine, and offline nothing can be pulled")
-        return Pulled(model, is_new=False)
-    repository = list_repository(name.repo)
+        return Pulled(_held(name, revision), is_new=False)
+    repository = list_repository(name.repo, revision)
     choice = choose(name, repository.files)
     full = ModelName(name.repo, choice.kind)
     partial = partial_folder(full)
     with _written(partial), _locked(partial):
         model = find(str(full))
         if model and [file.digest for file in model.files] == [file.digest for file in choice.files]:
-            return Pulled(model, is_new=False)
+            return Pulled(note_revision(model, revision), is_new=False)
         _download(repository, choice, full, partial, progress)
-        return Pulled(_publish(repository, choice, full, partial), is_new=True)
+        return Pulled(_publish(repository, choice, full, partial, revision), is_new=True)
+
+
+def _held(name: ModelName, revision: str | None) -> PulledModel:
+    """Return what is here of a name, the checkpoint where its type is not; raises UsageError without."""
+    held = [model for word in (str(name), f"{name.repo}:{CHECKPOINT}") if (model := find(word))]
+    for model in held:
+        if revision in (None, model.revision, model.commit):
+            return model
+    here = f"; what is here is {held[0].revision}, commit {held[0].commit}" if held else ""
+    asked = f"{name} at {printable(revision)}" if revision else f"{name}"
+    raise UsageError(f"{asked}: is not on this machine, and offline nothing can be pulled{here}")
 
 
 @contextlib.contextmanager
@@ -97,11 +106,15 @@ def _teller(progress: Progress | None, what: str, done: int, total: int) -> Call
     return lambda received: progress(what, done + received, total) if progress else None
 
 
-def _publish(repository: Repository, choice: Choice, name: ModelName, partial: Path) -> PulledModel:
+def _publish(
+    repository: Repository, choice: Choice, name: ModelName, partial: Path, revision: str | None
+) -> PulledModel:
     """Give the files their names and the folder its own."""
     with staged(name) as folder:
         files = tuple(StoredFile(file.base, file.nbytes, file.digest) for file in choice.files)
-        model = PulledModel(repository.repo, choice.kind, repository.origin, repository.commit, now(), files, folder)
+        model = PulledModel(
+            repository.repo, choice.kind, repository.origin, repository.commit, now(), files, folder, revision or MAIN
+        )
         model.content.mkdir(exist_ok=True)
         for file in choice.files:
             (partial / _arriving(file)).replace(model.content / file.base)

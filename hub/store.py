@@ -23,6 +23,8 @@ from ..errors import HalfbyteWarning, UsageError
 from .names import CHECKPOINT, DEFAULT_KIND, ModelName, parse_name
 
 MANIFEST = "halfbyte-model.json"
+MAIN = "main"
+"""The branch that the hub gives where none is asked for."""
 _PARTIAL = ".partial"
 
 
@@ -45,6 +47,7 @@ class PulledModel:
     pulled      date and time, ISO 8601
     files       first the one that stands for the model
     folder      that of the model
+    revision    the branch, tag or commit that was asked for last
     """
 
     repo: str
@@ -54,6 +57,7 @@ class PulledModel:
     pulled: str
     files: tuple[StoredFile, ...]
     folder: Path
+    revision: str = MAIN
 
     @property
     def name(self) -> str:
@@ -114,13 +118,28 @@ def staged(name: ModelName) -> Iterator[Path]:
 def publish(model: PulledModel) -> PulledModel:
     """Give the folder of a complete model its name, in place of what had it, and return the model there."""
     target = model_folder(ModelName(model.repo, model.kind))
-    values = {key: value for key, value in asdict(model).items() if key != "folder"}
-    (model.folder / MANIFEST).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    _write_manifest(model, MANIFEST)
     target.parent.mkdir(parents=True, exist_ok=True)
     _put_aside(target)
     model.folder.chmod(0o755)
     model.folder.replace(target)
     return replace(model, folder=target)
+
+
+def note_revision(model: PulledModel, revision: str | None) -> PulledModel:
+    """Write down that a model's files are those of `revision` too (None: main), and return it so."""
+    if model.revision == (revision or MAIN):
+        return model
+    model = replace(model, revision=revision or MAIN)
+    _write_manifest(model, f"{MANIFEST}.new").replace(model.folder / MANIFEST)
+    return model
+
+
+def _write_manifest(model: PulledModel, name: str) -> Path:
+    values = {key: value for key, value in asdict(model).items() if key != "folder"}
+    path = model.folder / name
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    return path
 
 
 def _put_aside(folder: Path) -> None:

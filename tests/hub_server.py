@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 LARGE = 4096
 """From so many bytes on a file is kept apart (git-lfs): it has a SHA-256 and is served by the other host."""
@@ -21,11 +21,18 @@ LARGE = 4096
 
 @dataclass
 class Repo:
-    """files: content by name; token: what a request must bring, if anything; gated: and then files are refused."""
+    """files: content by name, on branch main; token: what a request must bring, if anything; gated: and then files are
+    refused; revisions: files of other branches and tags."""
 
     files: dict[str, bytes]
     token: str | None = None
     gated: bool = False
+    revisions: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    def at(self, revision: str) -> Repo | None:
+        """The repository as it is at a branch, tag or commit."""
+        others = {name: Repo(files) for name, files in self.revisions.items()}
+        return next((repo for name, repo in [("main", self), *others.items()] if revision in (name, repo.commit)), None)
 
     @property
     def commit(self) -> str:
@@ -122,8 +129,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self._resolve(repo, *rest.split("/", 1), token)
 
         def _named(self, path: str) -> tuple[Repo, str]:
-            repo, name = path.split("//", 1)
-            return hub.repos[repo], name
+            place, name = path.split("//", 1)
+            repo, commit = place.rsplit("/", 1)
+            found = hub.repos[repo].at(commit)
+            assert found is not None
+            return found, name
 
         def _answer(self, status: int, headers: dict[str, str], content: bytes = b"") -> None:
             self.request_seen.status = status
@@ -146,10 +156,15 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return True
 
         def _listing(self, name: str, token: str | None) -> None:
+            name, _, revision = name.partition("/revision/")
             repo = hub.repos.get(name)
             if self._refused(repo, token, files=False):
                 return
             assert repo is not None
+            repo = repo.at(unquote(revision) or "main")
+            if repo is None:
+                self._answer(404, {"X-Error-Code": "RevisionNotFound"})
+                return
             siblings = []
             for file, content in repo.files.items():
                 entry: dict[str, Any] = {"rfilename": file, "size": len(content)}
@@ -174,7 +189,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if self._refused(repo, token, files=True):
                 return
             assert repo is not None
-            if revision not in (repo.commit, "main") or file not in repo.files:
+            repo = repo.at(revision)
+            if repo is None or file not in repo.files:
                 self._answer(404, {"X-Error-Code": "EntryNotFound"})
                 return
             common = {"X-Repo-Commit": repo.commit, "ETag": f'"{repo.digest(file)}"', "Accept-Ranges": "bytes"}
@@ -182,7 +198,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._answer(200, common, repo.files[file])
                 return
             linked = {"X-Linked-Etag": common["ETag"], "X-Linked-Size": str(len(repo.files[file]))}
-            other = f"http://localhost:{hub.port}/cdn/{name}//{file}"  # the same server under another name
+            # the same server under another name
+            other = f"http://localhost:{hub.port}/cdn/{name}/{repo.commit}//{file}"
             self._answer(302, common | linked | {"Location": other})
 
         def _content(self, repo: Repo, name: str) -> None:

@@ -1,5 +1,6 @@
 """`pull` and `models` against a hub on this machine: chosen, fetched, resumed, converted, listed, refused."""
 
+import json
 import os
 import shutil
 import signal
@@ -172,6 +173,61 @@ def test_a_new_version_replaces_the_old(hub, gguf_repo):
     assert new.model.path == old.path
     assert new.model.path.read_bytes() == CONTENT[::-1]
     assert len(store.pulled_models()) == 1
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, gguf_repo, capsys):
+    """The name stands for what was pulled last; offline, for that alone."""
+    older = {"m-Q4_K_M.gguf": b"older" + CONTENT}
+    gguf_repo.revisions = {"v1.0": older, "refs/pr/2": {"m-Q4_K_M.gguf": b"of a branch" + CONTENT}}
+    commit = Repo(older).commit
+
+    def pulled(*words):
+        code, out, err = run_command(capsys, "pull", "someone/m-GGUF", "--json", *words)
+        assert code == 0, err
+        model = json.loads(out)
+        return model["revision"], model["commit"], store.find("someone/m-GGUF").path.read_bytes()
+
+    assert pulled() == ("main", gguf_repo.commit, gguf_repo.files["m-Q4_K_M.gguf"])
+    assert pulled("--revision", "v1.0") == ("v1.0", commit, older["m-Q4_K_M.gguf"])
+    fetched = len(hub.fetched())
+    assert pulled("--revision", commit) == (commit, commit, older["m-Q4_K_M.gguf"])
+    assert len(hub.fetched()) == fetched
+    assert pulled("--revision", commit, "--offline")[1] == commit
+    assert pulled("--offline")[1] == commit
+    assert pulled("--revision", "refs/pr/2")[2] == gguf_repo.revisions["refs/pr/2"]["m-Q4_K_M.gguf"]
+    assert "refs/pr/2" in run_command(capsys, "models", "show", "someone/m-GGUF")[1]
+    assert len(store.pulled_models()) == 1
+    for words, parts in [
+        (["--revision", "v9"], ["someone/m-GGUF: has no such branch, tag or commit"]),
+        (["--revision", "v1.0", "--offline"], ["someone/m-GGUF at v1.0: is not on this machine", "here is refs/pr/2"]),
+        (["--revision", ""], ["--revision is empty"]),
+    ]:
+        code, out, err = run_command(capsys, "pull", "someone/m-GGUF", *words)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        for part in parts:
+            assert part in err
+    assert pulled()[0] == "main"
+
+
+def test_a_checkpoint_of_a_revision_is_converted_anew(hub, tmp_path, capsys):
+    folders = [tiny.build(tmp_path / name, tiny.Tiny(dtype="bf16", seed=seed)) for seed, name in enumerate("ab")]
+    new, old = ({f.name: f.read_bytes() for f in folder.iterdir()} for folder in folders)
+    hub.repos["a/Tiny"] = Repo(new, revisions={"v1": old})
+    contents = []
+    for words in ([], ["--revision", "v1"], ["--revision", "v1", "--offline"]):
+        code, _, err = run_command(capsys, "pull", "a/Tiny:f16", *words)
+        assert code == 0, err
+        contents.append(store.find("a/Tiny:F16").path.read_bytes())
+    assert contents[0] != contents[1] == contents[2]
+    assert store.find("a/Tiny:F16").revision == "v1"
+
+
+def test_a_manifest_without_a_revision_is_of_main(hub, gguf_repo):
+    manifest = pull("someone/m-GGUF").model.folder / store.MANIFEST
+    values = json.loads(manifest.read_text("utf-8"))
+    del values["revision"]
+    manifest.write_text(json.dumps(values))
+    assert store.find("someone/m-GGUF").revision == "main"
 
 
 def test_split_files_lie_together(hub):
