@@ -20,6 +20,7 @@ from .config_keys import is_harmless
 from .jsonfile import Settings
 from .lazy import Given, Lazy, Stored, stacked
 from .plan import Entry, Plan, PlannedTensor
+from .pooling import read_pooling
 from .rope import Rope
 
 MAX_SIZE = 1 << 20
@@ -122,6 +123,9 @@ class ModelMap(Part):
     architecture general.architecture of the file, the first word of the keys
     class_name   the name in config.json's "architectures"
     notes        what the user should know of the result
+    pooling      llama.cpp's number of how a text's rows become one, None where the checkpoint says nothing of it
+
+    Raises UnsupportedError for a pooling, or a module behind it, that halfbyte does not compute.
     """
 
     def __init__(self, checkpoint: Checkpoint, class_name: str, architecture: str):
@@ -129,6 +133,7 @@ class ModelMap(Part):
         self.checkpoint, self.config = checkpoint, checkpoint.config
         self.class_name, self.architecture = class_name, architecture
         self.notes: list[str] = []
+        self.pooling = read_pooling(checkpoint.folder)
         self._entries: list[Entry] = []
         self._tensors: list[PlannedTensor] = []
         self._used: set[str] = set()
@@ -277,9 +282,15 @@ class ModelMap(Part):
         tied              what tie_word_embeddings is where it is absent
         copy              write the embedding once more when it is tied: llama.cpp wants the tensor
 
+        A checkpoint that gives embeddings of texts may have neither.
+
         Raises ModelFileError when it is tied but the checkpoint holds another matrix.
         """
         if not self.flag("tie_word_embeddings", tied):
+            embeds = self.pooling is not None or self.class_name.endswith("Model")
+            if embeds and not self.has(f"{head}.weight"):
+                self.notes.append("has no matrix for logits: embeddings of texts alone mean something")
+                return
             self.linear(head, "output", rows, columns, bias=bias)
             return
         if self.has(f"{head}.weight"):
@@ -305,6 +316,8 @@ class ModelMap(Part):
 
         Raises UnsupportedError for a key that nothing asked for, ModelFileError for a tensor that has no place.
         """
+        if self.pooling is not None:
+            self.add("pooling_type", "uint32", self.pooling)
         for config in (*self._left, self.config):
             for key in config.unread():
                 if not is_harmless(key):

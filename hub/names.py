@@ -25,7 +25,8 @@ _QUANTIZATION = re.compile(
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
 _NO_MODEL = ("mmproj", "imatrix")  # files of images' projectors and of statistics begin with or hold these words
 _TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece", "chat_template")
-_CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
+_CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "modules.json")
+_POOLING = re.compile(r"\d+_Pooling/config\.json")  # of sentence-transformers, which modules.json names
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
@@ -56,8 +57,8 @@ class RemoteFile:
 
     @property
     def base(self) -> str:
-        """The name without folders, which it gets on this machine."""
-        return self.name.rpartition("/")[2]
+        """The name that it gets on this machine: without folders, but for the one that says how a text is embedded."""
+        return self.name if _POOLING.fullmatch(self.name) else self.name.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,13 @@ def _complete(name: ModelName, stem: str, parts: list[RemoteFile]) -> tuple[Remo
 
 def _checkpoint_files(files: list[RemoteFile]) -> tuple[RemoteFile, ...]:
     """Return the files of a checkpoint that a conversion reads; none when there is no config.json or no safetensors."""
-    here = {file.name: file for file in files if "/" not in file.name}
+    here = {file.name: file for file in files if "/" not in file.name or _POOLING.fullmatch(file.name)}
     weights = ["model.safetensors"] if "model.safetensors" in here else []
     if not weights and _INDEX in here:
         weights = [_INDEX, *sorted(name for name in here if _SHARD.fullmatch(name))]
     if not weights or "config.json" not in here:
         return ()
-    others = [name for name in here if name in _CONFIGS or name.startswith(_TOKENIZER)]
+    others = [name for name in here if name in _CONFIGS or name.startswith(_TOKENIZER) or "/" in name]
     return tuple(here[name] for name in [*others, *weights])
 
 

@@ -117,7 +117,9 @@ def _publish(
         )
         model.content.mkdir(exist_ok=True)
         for file in choice.files:
-            (partial / _arriving(file)).replace(model.content / file.base)
+            place = model.content / file.base
+            place.parent.mkdir(exist_ok=True)
+            (partial / _arriving(file)).replace(place)
         model = publish(model)
     partial.rmdir()
     return model
@@ -125,4 +127,4 @@ def _publish(
 
 def _arriving(file: RemoteFile) -> str:
     """Return the name that a file has until all are there: its content is part of it."""
-    return f"{file.digest}-{file.base}"
+    return f"{file.digest}-{file.base.replace('/', '-')}"

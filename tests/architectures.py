@@ -16,16 +16,19 @@ from typing import Any
 
 import numpy as np
 import tiny
-from architecture_rows import encoders, experts, gemma_phi, gpt, llama
+from architecture_rows import embedders, encoders, experts, gemma_phi, gpt, llama
 from architecture_rows.row import GOLDEN, VOCAB, Row
 
 ROWS = (*llama.ROWS, *experts.ROWS, *gemma_phi.ROWS, *gpt.ROWS)
 ENCODERS = encoders.ROWS
+EMBEDDERS = embedders.ROWS
 
-__all__ = ["BY_NAME", "ENCODERS", "GOLDEN", "ROWS", "VOCAB", "Row", "build", "ids", "weights", "write_checkpoint"]
+__all__ = [
+    "BY_NAME", "EMBEDDERS", "ENCODERS", "GOLDEN", "ROWS", "VOCAB", "Row", "build", "ids", "weights", "write_checkpoint",
+]  # fmt: skip
 DOCUMENT = Path(__file__).parent.parent / "docs" / "architectures.md"
 
-BY_NAME = {row.name: row for row in (*ROWS, *ENCODERS)}
+BY_NAME = {row.name: row for row in (*ROWS, *ENCODERS, *EMBEDDERS)}
 
 
 def ids(row: Row) -> list[int]:
@@ -79,7 +82,11 @@ def document() -> str:
         "in one step give the same bits as each alone. llama.cpp loads our file in F32 and F16, and the cosine of its",
         "embeddings and ours is above 0.9999.", "",
         "| class in config.json | general.architecture | variations | equals `transformers` | llama.cpp and ours |",
-        "|---|---|---|---|---|", *_described(ENCODERS),
+        "|---|---|---|---|---|", *_described(ENCODERS), "",
+        "Decoders that embed texts, whose checkpoints have no matrix for logits: compared in the same way, and pooled",
+        "as the files of sentence-transformers beside them say.", "",
+        "| class in config.json | general.architecture | variations | equals `transformers` | llama.cpp and ours |",
+        "|---|---|---|---|---|", *_described(EMBEDDERS),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from architectures import BY_NAME, ENCODERS, GOLDEN, Row, ids, write_checkpoint
+from architectures import BY_NAME, EMBEDDERS, ENCODERS, GOLDEN, Row, ids, write_checkpoint
 from safetensors import safe_open
 
 pytestmark = pytest.mark.parity
@@ -36,7 +36,7 @@ def described(transformers: Any, folder: Path, row: Row) -> tuple[dict[str, Any]
 def computed(transformers: Any, folder: Path, row: Row) -> np.ndarray:
     """Return transformers' logits in float32 with the attention of the row, float32 [length, vocab].
 
-    Of an encoder the last hidden state, float32 [length, hidden].
+    Of what embeds texts the last hidden state, float32 [length, hidden].
     """
     import torch
 
@@ -45,7 +45,7 @@ def computed(transformers: Any, folder: Path, row: Row) -> np.ndarray:
     )
     assert not any(loading.values()), loading
     with torch.inference_mode():
-        if row in ENCODERS:
+        if row in (*ENCODERS, *EMBEDDERS):
             return model.base_model(torch.tensor([ids(row)])).last_hidden_state[0].numpy()
         return model(torch.tensor([ids(row)])).logits[0].numpy()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from command_line import HALFBYTE, assert_clean_error, halfbyte
-from conversions import run_command
+from conversions import metadata, run_command
 from hub_server import Hub, Repo
 
 from halfbyte.errors import HalfbyteError, UsageError
@@ -390,6 +390,23 @@ def test_a_checkpoint_is_converted(hub, tmp_path, capsys):
     assert (tmp_path / "direct.gguf").read_bytes() == store.find("a/Tiny:F16").path.read_bytes()
     code, _, err = run_command(capsys, "tokenize", "a/Tiny", "x")
     assert (code, "which one? there are a/Tiny:F16, a/Tiny:Q4_0" in err) == (2, True)
+
+
+def test_how_a_checkpoint_embeds_texts_is_pulled_too(hub, tmp_path, capsys):
+    folder = tiny.build(tmp_path / "source", tiny.Tiny(dtype="bf16"))
+    files = {f.name: f.read_bytes() for f in folder.iterdir()}
+    modules = [{"path": path, "type": f"models.{path[2:]}"} for path in ("0_Transformer", "1_Pooling")]
+    files |= {
+        "modules.json": json.dumps(modules).encode(),
+        "1_Pooling/config.json": b'{"pooling_mode_lasttoken": true}',
+    }
+    files |= {"onnx/config.json": b"{}", "2_Dense/config.json": b"{}", "x/1_Pooling/config.json": b"{}"}
+    hub.repos["a/Tiny"] = Repo(files)
+    code, out, err = run_command(capsys, "pull", "a/Tiny:f16", "--json")
+    assert code == 0, err
+    assert metadata(json.loads(out)["path"])["llama.pooling_type"] == 3
+    held = store.find("a/Tiny:SAFETENSORS").content
+    assert {f.name for f in held.iterdir() if f.is_dir()} == {"1_Pooling"}
 
 
 def test_models_are_listed_shown_used_and_removed(hub, gguf_repo, tmp_path, capsys, monkeypatch):

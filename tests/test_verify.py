@@ -12,7 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import tiny
-from architectures import ENCODERS, ROWS, Row
+from architectures import EMBEDDERS, ENCODERS, ROWS, Row
 from conversions import mistake, run_command
 from gguf_models import rewritten
 
@@ -27,17 +27,17 @@ from halfbyte.verify.check import DIFFERS, NO_REFERENCE, SAME, mean_divergence, 
 from halfbyte.verify.source import Source
 
 
-def logits(folder, ids):
-    """What the reference computes; of an encoder the rows of the last layer."""
+def logits(folder, ids, rows=False):
+    """What the reference computes; of an encoder, or with `rows`, the rows of the last layer."""
     with Checkpoint(folder) as checkpoint:
         source = Source(checkpoint)
         reference = reference_of(source.class_name)(source, ids)
-        return reference.rows() if reference.encodes else reference.logits()
+        return reference.rows() if reference.encodes or rows else reference.logits()
 
 
-@pytest.mark.parametrize("row", [*ROWS, *ENCODERS], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*ROWS, *ENCODERS, *EMBEDDERS], ids=lambda row: row.name)
 def test_the_references_give_transformers_logits(tmp_path, row: Row):
-    found = logits(architectures.build(tmp_path / "checkpoint", row), row.golden["ids"])
+    found = logits(architectures.build(tmp_path / "checkpoint", row), row.golden["ids"], rows=row in EMBEDDERS)
     assert found.dtype == np.float32
     assert np.abs(found - row.logits).max() < 2e-4
 

@@ -43,10 +43,18 @@ class Decoder:
     def __init__(self, source: Source, ids: Sequence[int]):
         self.s, self.ids = source, ids
         self.c = self.read_config()
+        self._leave_out_prefix()
         self.read_sizes()
         self.scale = 1 / math.sqrt(self.head_dim)
         self.rotation = self.read_rotation()
         self.window = self.c.integer(self.window_key, 1, 1 << 31, None) if self.window_key else None
+
+    def _leave_out_prefix(self) -> None:
+        """Checkpoints that embed texts may hold the model without its head: the first word of all names is missing."""
+        first, _, rest = self.embedding.partition(".")
+        if not self.s.has(f"{self.embedding}.weight") and self.s.has(f"{rest}.weight"):
+            names = (self.layer_name, self.embedding, self.last_norm)
+            self.layer_name, self.embedding, self.last_norm = (name.removeprefix(f"{first}.") for name in names)
 
     def read_config(self) -> Settings:
         return self.s.config

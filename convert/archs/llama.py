@@ -12,7 +12,7 @@ from ..decoder import Decoder, only_full_attention, read_decoder, rms_epsilon, r
 from ..model_map import ModelMap, Part
 from ..rope import DEFAULT_THETA, read_rope
 
-CLASSES = {"LlamaForCausalLM": "llama"}
+CLASSES = {"LlamaForCausalLM": "llama", "LlamaModel": "llama"}
 
 
 def plan(m: ModelMap) -> None:
@@ -48,14 +48,15 @@ def map_llama(
     d = read_decoder(m)
     rms_epsilon(m)
     m.rope(read_rope(m.config, d.head_dim, theta=theta))
-    m.copy("model.embed_tokens.weight", "token_embd.weight", d.vocab, d.hidden)
-    for layer in m.layers(d.layers, "model.layers."):
+    at = m.prefix("model.")
+    m.copy(f"{at}embed_tokens.weight", "token_embd.weight", d.vocab, d.hidden)
+    for layer in m.layers(d.layers, f"{at}layers."):
         layer.norm("input_layernorm", "attn_norm", d.hidden)
         attention(layer, d, bias=bias, out_bias=bias, reorder=True)
         layer.norm("post_attention_layernorm", "ffn_norm", d.hidden)
         ffn(layer, d)
-    m.norm("model.norm", "output_norm", d.hidden)
-    m.output("model.embed_tokens", "lm_head", d.vocab, d.hidden, tied=tied)
+    m.norm(f"{at}norm", "output_norm", d.hidden)
+    m.output(f"{at}embed_tokens", "lm_head", d.vocab, d.hidden, tied=tied)
 
 
 def attention(layer: Part, d: Decoder, *, bias: bool = False, out_bias: bool = False, reorder: bool = False) -> None:

@@ -1,4 +1,5 @@
-"""MistralForCausalLM: Llama's computation without biases.  Enters: a checkpoint's `ModelMap`; leaves: it, filled.
+"""MistralForCausalLM, and MistralModel, which embeds texts: Llama's computation without biases.  Enters: a
+checkpoint's `ModelMap`; leaves: it, filled.
 
 llama.cpp runs these files as architecture "llama", so that is what is written.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 from ..model_map import MAX_CONTEXT, ModelMap
 from .llama import map_llama
 
-CLASSES = {"MistralForCausalLM": "llama"}
+CLASSES = {"MistralForCausalLM": "llama", "MistralModel": "llama"}
 
 
 def plan(m: ModelMap) -> None:

@@ -1,4 +1,5 @@
-"""Qwen2ForCausalLM: Qwen 1.5, 2 and 2.5.  Enters: a checkpoint's `ModelMap`; leaves: it, filled.
+"""Qwen2ForCausalLM: Qwen 1.5, 2 and 2.5; Qwen2Model, which embeds texts.  Enters: a checkpoint's `ModelMap`; leaves:
+it, filled.
 
 Llama with biases at queries, keys and values.  Rotary pairs lie half a head apart, as in the checkpoint, so rows keep
 their order.
@@ -11,7 +12,7 @@ from ..model_map import MAX_CONTEXT, MAX_LAYERS, ModelMap
 from ..rope import read_rope
 from .llama import attention, gated_ffn
 
-CLASSES = {"Qwen2ForCausalLM": "qwen2"}
+CLASSES = {"Qwen2ForCausalLM": "qwen2", "Qwen2Model": "qwen2"}
 
 
 def plan(m: ModelMap) -> None:
@@ -43,8 +44,9 @@ def map_qwen(
         only_full_attention(m)
     rms_epsilon(m)
     m.rope(read_rope(m.config, d.head_dim))
-    m.copy("model.embed_tokens.weight", "token_embd.weight", d.vocab, d.hidden)
-    for i, layer in enumerate(m.layers(d.layers, "model.layers.")):
+    at = m.prefix("model.")
+    m.copy(f"{at}embed_tokens.weight", "token_embd.weight", d.vocab, d.hidden)
+    for i, layer in enumerate(m.layers(d.layers, f"{at}layers.")):
         layer.norm("input_layernorm", "attn_norm", d.hidden)
         attention(layer, d, bias=bias, out_bias=out_bias)
         if head_norms:
@@ -52,8 +54,8 @@ def map_qwen(
             layer.norm("self_attn.k_norm", "attn_k_norm", d.head_dim)
         layer.norm("post_attention_layernorm", "ffn_norm", d.hidden)
         ffn(i, layer, d)
-    m.norm("model.norm", "output_norm", d.hidden)
-    m.output("model.embed_tokens", "lm_head", d.vocab, d.hidden, tied=False)
+    m.norm(f"{at}norm", "output_norm", d.hidden)
+    m.output(f"{at}embed_tokens", "lm_head", d.vocab, d.hidden, tied=False)
 
 
 def _windows(m: ModelMap, d: Decoder) -> None:

@@ -1,4 +1,4 @@
-"""Qwen3ForCausalLM.  Enters: a checkpoint's `ModelMap`; leaves: it, filled.
+"""Qwen3ForCausalLM, and Qwen3Model, which embeds texts.  Enters: a checkpoint's `ModelMap`; leaves: it, filled.
 
 Llama with a norm over each head of the queries and keys.  Rotary pairs lie half a head apart, as in the checkpoint, so
 rows keep their order.
@@ -11,7 +11,7 @@ from ..model_map import ModelMap
 from .llama import gated_ffn
 from .qwen2 import map_qwen
 
-CLASSES = {"Qwen3ForCausalLM": "qwen3"}
+CLASSES = {"Qwen3ForCausalLM": "qwen3", "Qwen3Model": "qwen3"}
 
 
 def plan(m: ModelMap) -> None:

@@ -2,7 +2,9 @@
 
 Order of authority for an id, as in llama.cpp's converter: the token that tokenizer_config.json names, then the id in
 config.json.  For add_bos and add_eos: tokenizer_config.json, then tokenizer.json's post-processor, then the family's
-habit.  Both flags are always written, so that no reader has to guess them from the pre-tokenizer's name.
+habit.  Both flags are always written, so that no reader has to guess them from the pre-tokenizer's name.  A text that
+the post-processor ends with another token than eos_token (Qwen3-Embedding) has that one as its EOS; eos_token then is
+one of the further ends.
 """
 
 from __future__ import annotations
@@ -55,6 +57,9 @@ def special_entries(
     if table.model == "bert":  # [CLS] and [SEP], whatever stands in config.json
         found["bos"], found["eos"] = first, last
         found["sep"] = last if found["sep"] is None else found["sep"]
+    named_end = found["eos"]
+    if last is not None:
+        found["eos"] = last
     for kind, end in (("bos", first), ("eos", last)):
         if end is not None and found[kind] is None:
             found[kind] = end
@@ -64,7 +69,7 @@ def special_entries(
                 f"adds the token {end}, but {kind}_token is {found[kind]} in {tokenizer_config.path.name}",
             )
     entries = [Entry(_KEYS[kind], "uint32", id) for kind, id in found.items() if id is not None]
-    entries += _further_ends(folder, config, table, found["eos"])
+    entries += _further_ends(folder, config, table, found["eos"], named_end)
     habit = table.model == "llama" and not tokenizer_json.has("post_processor")
     add_bos = tokenizer_config.boolean("add_bos_token", default=first is not None or habit)
     add_eos = tokenizer_config.boolean("add_eos_token", default=last is not None)
@@ -97,16 +102,18 @@ def _special_id(
     return None
 
 
-def _further_ends(folder: Path, config: Settings, table: TokenTable, eos: int | None) -> list[Entry]:
+def _further_ends(
+    folder: Path, config: Settings, table: TokenTable, eos: int | None, named_end: int | None
+) -> list[Entry]:
     """Return entries for the end tokens of generation_config.json that llama.cpp would not know by their text.
 
-    GGUF has two keys to spare for them, eot and eom.
+    named_end: what eos_token says, which may be another than `eos`.  GGUF has two keys to spare for them, eot and eom.
     """
     generation = Settings.load_if_there(folder / "generation_config.json")
     entries = _sampling_defaults(generation)
-    unknown = []
-    for settings in (generation, config):
-        ends = settings.get("eos_token_id", [])
+    unknown: list[int] = []
+    stated = [(settings, settings.get("eos_token_id", [])) for settings in (generation, config)]
+    for settings, ends in [*stated, (config, [] if named_end is None else named_end)]:
         for id in ends if isinstance(ends, list) else [ends]:
             if type(id) is not int or not 0 <= id < len(table.tokens):
                 settings.fail("eos_token_id", f"is {printable(id)}; ids from 0 to {len(table.tokens) - 1} are allowed")

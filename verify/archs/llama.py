@@ -105,9 +105,13 @@ class Phi3(Mistral):
 
 CLASSES: dict[str, type[Decoder]] = {
     "LlamaForCausalLM": Decoder,
+    "LlamaModel": Decoder,
     "MistralForCausalLM": Mistral,
+    "MistralModel": Mistral,
     "Qwen2ForCausalLM": Qwen2,
+    "Qwen2Model": Qwen2,
     "Qwen3ForCausalLM": Qwen3,
+    "Qwen3Model": Qwen3,
     "SmolLM3ForCausalLM": SmolLM3,
     "GraniteForCausalLM": Granite,
     "Olmo2ForCausalLM": Olmo2,
