@@ -1,7 +1,8 @@
 """How fast a model reads prompts and generates.  Enters: a model file and test sizes; leaves: llama-bench's records.
 
 As in llama-bench: random tokens, one warm-up, no sampling and no text in the measured time; `pp512` feeds 512 tokens
-at once, `tg128` 128 tokens one after the other, `@ d1024` after 1024 tokens that are already in the KV cache.
+at once, `tg128` 128 tokens one after the other, `@ d1024` after 1024 tokens that are already in the KV cache.  An
+encoder reads whole texts: `pp512` is a text of 512 tokens, and the other tests it has none of.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
+from ..runtime.engine.batch import Part
 from ..runtime.llm import LLM
 from ..runtime.machine import cpu_name
 from .report import count_text, markdown, mean_and_deviation, size_text
@@ -75,11 +77,13 @@ def measure(
     progress    hears of loading, and of each repetition
     options     further fields of RuntimeOptions
 
-    Raises what opening the model raises.
+    Raises what opening the model raises, and UsageError for a test that an encoder has not.
     """
     context = max(test.n_depth + test.tokens for test in wanted)
     for n_threads in threads:
         with LLM(path, threads=n_threads, context=context, progress=progress, **options) as llm:
+            if not llm.engine.model.causal and any(test.n_gen or test.n_depth for test in wanted):
+                raise UsageError(f"{path} is an encoder, which reads whole texts and generates none: -n 0 and -d 0")
             for test in wanted:
                 yield _record(Path(path), llm, test, repetitions, progress)
 
@@ -124,7 +128,7 @@ def _record(path: Path, llm: LLM, test: Test, repetitions: int, progress: Progre
 
 def _samples(engine: Engine, test: Test, repetitions: int) -> Iterator[int]:
     """Yield the nanoseconds that each of 1 + `repetitions` runs of the test took."""
-    random = np.random.default_rng(0)
+    random, causal = np.random.default_rng(0), engine.model.causal
 
     def tokens(n: int) -> list[int]:
         return random.integers(0, engine.model.n_vocab, n).tolist()
@@ -135,7 +139,9 @@ def _samples(engine: Engine, test: Test, repetitions: int) -> Iterator[int]:
     for _ in range(1 + repetitions):
         ids = tokens(test.tokens)
         start = time.perf_counter_ns()
-        if test.n_prompt:
+        if not causal:
+            engine.embed([Part(sequence, ids, len(ids))])
+        elif test.n_prompt:
             engine.feed(sequence, ids)
         else:
             for token in ids:

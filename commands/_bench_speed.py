@@ -1,7 +1,7 @@
 """Measure speed: MODEL.
 
 Prints llama-bench's table: prompt tokens (pp) and generated tokens (tg) per second, mean and deviation, and the memory
-that is read for it.  Sizes and threads may be lists: -p 128,512 -t 1,2.
+that is read for it.  Sizes and threads may be lists: -p 128,512 -t 1,2.  An encoder reads only: -n 0.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ import statistics
 
 import pytest
 from command_line import assert_clean_error, halfbyte
+from conversions import run_command
+from test_embedding import gguf_of
 
 from halfbyte import LLM
 from halfbyte.bench import report, speed
@@ -108,3 +110,15 @@ def test_json_stays_strict():
     text = report.json_text({"a": float("nan"), "b": [float("-inf"), 1.5], "c": "\x1b"})
     assert json.loads(text) == {"a": "nan", "b": ["-inf", 1.5], "c": "\x1b"}
     assert "\x1b" not in text
+
+
+def test_speed_of_an_encoder(tmp_path, capsys):
+    """Of whole texts of the length asked for."""
+    file = gguf_of(tmp_path, "bert", pooling="mean_tokens")
+    words = ["-p", "16,64", "-n", 0, "-r", 2, "-t", 1, "-o", "json"]
+    code, out, _ = run_command(capsys, "bench", "speed", file, *words)
+    found = json.loads(out)
+    assert (code, [record["n_prompt"] for record in found]) == (0, [16, 64])
+    for record in found:
+        assert len(record["samples_ts"]) == 2
+        assert record["samples_ts"] == pytest.approx([record["n_prompt"] * 1e9 / ns for ns in record["samples_ns"]])

@@ -378,8 +378,9 @@ def test_mistakes_of_the_command(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "No such file" in mistake(capsys, 2, "embed", file, "-f", tmp_path / "none")
     (tmp_path / "latin").write_bytes(b"\xe9")
     assert "not valid UTF-8" in mistake(capsys, 2, "embed", file, "-f", tmp_path / "latin")
-    for command in (["run", file, "Once"], ["bench", "speed", file, "-p", 4, "-n", 0]):
-        assert "is an encoder: it gives embeddings" in mistake(capsys, 2, *command, "-t", 1)
+    assert "is an encoder: it gives embeddings" in mistake(capsys, 2, "run", file, "Once", "-t", 1)
+    for words in ([], ["-n", 0, "-d", 8]):
+        assert "generates none: -n 0 and -d 0" in mistake(capsys, 2, "bench", "speed", file, "-p", 4, "-t", 1, *words)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
