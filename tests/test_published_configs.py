@@ -72,7 +72,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "qwen3moe": {"use_sliding_window": True},
     "deepseek2": {"topk_method": "noaux_tc"},
     "deepseek3": {"topk_method": "greedy"},
-    "deepseek2-lite": {"rms_norm_eps": 1e-5},
+    "deepseek2-lite": {"attention_bias": True},
     "smollm3": {"no_rope_layers": [1, 1, 1, 1, 1]},
     "granite": {"mlp_bias": True},
     "olmo2": {"layer_types": ["full_attention", "sliding_attention"]},

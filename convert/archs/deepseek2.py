@@ -18,7 +18,7 @@ from ..model_map import MAX_CONTEXT, MAX_LAYERS, Dim, ModelMap, Part
 from ..rope import read_rope
 
 CLASSES = {"DeepseekV2ForCausalLM": "deepseek2", "DeepseekV3ForCausalLM": "deepseek2"}
-EPSILON = 1e-6
+EPSILON = 1e-6  # of the norms of latent vectors, and of all others where config.json does not say
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def plan(m: ModelMap) -> None:
         m.only(key, False)
     m.only("moe_layer_freq", 1)
     m.unused("num_key_value_heads", "head_dim", "qk_head_dim", "ep_size")
-    m.only("rms_norm_eps", EPSILON)  # latent vectors always have this one
     vocab = m.vocab()
     m.size("max_position_embeddings", "context_length", maximum=MAX_CONTEXT)
     s = _read_sizes(m)
     layers = m.size("num_hidden_layers", "block_count", maximum=MAX_LAYERS)
     ffn = m.size("intermediate_size", "feed_forward_length")
-    m.add("attention.layer_norm_rms_epsilon", "float32", EPSILON)
+    if m.number("rms_norm_eps", "attention.layer_norm_rms_epsilon", 0.0, 1.0, EPSILON) != EPSILON:
+        m.notes.append(f"latent vectors have an epsilon of {EPSILON}; llama.cpp takes rms_norm_eps for them too")
     _rope(m, s)
     experts, width = read_experts(m, "n_routed_experts"), m.size("moe_intermediate_size", "expert_feed_forward_length")
     shared = m.size("n_shared_experts", "expert_shared_count")

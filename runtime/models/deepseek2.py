@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..engine.weights import Matrix, Weights
 
 ARCH = "deepseek2"
+LATENT_EPSILON = 1e-6  # of DeepSeek's own code; no key says it
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class LatentAttention:
         self._model = m
         self._plain = m.key_dim - (m.head_dim - m.n_latent)  # columns of a query that are not rotated
         kv = w.matrix(f"{at}attn_kv_a_mqa.weight", m.head_dim, m.n_embd)
-        self._kv_norm = w.rms_norm(f"{at}attn_kv_a_norm", m.n_latent, m.epsilon)
+        self._kv_norm = w.rms_norm(f"{at}attn_kv_a_norm", m.n_latent, LATENT_EPSILON)
         if m.n_query:
             query = w.matrix(f"{at}attn_q_a.weight", m.n_query, m.n_embd)
-            self._q_norm = w.rms_norm(f"{at}attn_q_a_norm", m.n_query, m.epsilon)
+            self._q_norm = w.rms_norm(f"{at}attn_q_a_norm", m.n_query, LATENT_EPSILON)
             self._q = w.matrix(f"{at}attn_q_b.weight", n_heads * m.key_dim, m.n_query)
         else:
             query = w.matrix(f"{at}attn_q.weight", n_heads * m.key_dim, m.n_embd)
