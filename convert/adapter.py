@@ -228,7 +228,8 @@ def _tensors(plan: Plan, changes: Mapping[str, LowRank], path: Path) -> dict[str
         try:
             change = tensor.values.change(changes)
         except ValueError as error:
-            message = f"an adapter of {', '.join(tensor.values.sources)}: {error}"
+            first = next(source for source in tensor.values.sources if source in changes)
+            message = f"an adapter of {first}: {error}"
             raise UnsupportedError("layer", message, ["linear layers and embeddings"], path) from error
         for source in tensor.values.sources:
             left_over.pop(source, None)

@@ -268,7 +268,9 @@ class _Stacked(_Made):
 
     def change(self, changes: Mapping[str, LowRank]) -> LowRank | None:
         if len(self.shape) > 2:
-            return super().change(changes)
+            if any(name in changes for name in self.sources):
+                raise ValueError("it is one of a layer's experts")
+            return None
         return low_rank.joined([(part.n_rows, part.change(changes)) for part in self._parts])
 
 

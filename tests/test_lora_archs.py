@@ -13,6 +13,7 @@ import tiny
 
 from halfbyte import LLM, convert_checkpoint
 from halfbyte.convert.adapter import convert_adapter
+from halfbyte.errors import UnsupportedError
 
 RANK, ALPHA = 3, 6
 # Rows of tests/architectures.py, and the last words of the layers that are adapted.
@@ -67,6 +68,23 @@ def adapted(base: Path, folder: Path, targets: tuple[str, ...], flipped: bool) -
     tiny.write_tokenizer(merged, tiny.Tiny(chat_template=None))
     tiny.write_safetensors(merged / "model.safetensors", {k: v.astype(np.float32) for k, v in tensors.items()}, "f32")
     return folder
+
+
+def test_an_adapter_of_experts_is_refused_by_the_first_of_them(tmp_path: Path) -> None:
+    base = architectures.build(tmp_path / "base", architectures.BY_NAME["qwen3moe"])
+    _, tensors = oracle.load_checkpoint(base)
+    module = next(name for name in sorted(tensors) if ".experts.2.up_proj" in name).removesuffix(".weight")
+    rows, columns = tensors[f"{module}.weight"].shape
+    factors = {"lora_A": np.ones((RANK, columns), np.float32), "lora_B": np.ones((rows, RANK), np.float32)}
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    tiny.write_json(folder / "adapter_config.json", {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA})
+    named = {f"base_model.model.{module}.{key}.weight": value for key, value in factors.items()}
+    tiny.write_safetensors(folder / "adapter_model.safetensors", named, "f32")
+    with pytest.raises(UnsupportedError) as raised:
+        convert_adapter(folder, base, tmp_path / "out.gguf")
+    assert f"an adapter of {module}.weight: it is one of a layer's experts" in str(raised.value)
+    assert "supported: linear layers and embeddings" in str(raised.value)
 
 
 @pytest.mark.parametrize("name", CASES)
