@@ -249,7 +249,11 @@ class ModelMap(Part):
         for name, factors in rope.tensors().items():
             self.put(name, Given(factors))
         if rope.kind == "dynamic":
-            self.notes.append("dynamic rope scaling begins beyond the context; up to there the model is exact")
+            old = rope.original_context
+            self.notes.append(
+                f"the context is {old} tokens; dynamic rope scaling serves longer ones, by its factor up to "
+                f"{int(rope.factor * old)} (run with -c); llama.cpp does not have it"
+            )
 
     def stored(self, source: str, *shape: int) -> Lazy:
         """Return a tensor of the checkpoint; ModelFileError when it is missing or has another shape."""

@@ -28,7 +28,7 @@ class Rope:
     theta             base of the frequencies
     dims              elements of a head that are rotated, two by two
     kind              one of KINDS
-    factor            by which positions (linear) or long wavelengths (llama3, yarn) are stretched
+    factor            by which positions (linear) or long wavelengths (llama3, yarn) are stretched; of dynamic NTK
     original_context  positions that the model was trained on before
     attention_factor  by which longrope and yarn scale the rotated elements
     truncate          yarn: the range of mixed frequencies ends at whole dimensions
@@ -59,8 +59,10 @@ class Rope:
             found.append(("rope.scaling.type", "string", self.kind))
         if self.kind in ("linear", "yarn"):
             found.append(("rope.scaling.factor", "float32", self.factor))
-        if self.kind in ("yarn", "longrope"):
+        if self.kind in ("dynamic", "yarn", "longrope"):
             found.append(("rope.scaling.original_context_length", "uint32", self.original_context))
+        if self.kind == "dynamic":  # a key of halfbyte's own: llama.cpp, which knows no such kind, rotates plainly
+            found.append(("rope.scaling.dynamic_factor", "float32", self.factor))
         if self.kind == "longrope":
             found.append(("rope.scaling.attn_factor", "float32", self.attention_factor))
         if self.kind == "yarn":
@@ -165,8 +167,10 @@ def _read_kind(config: Settings, found: Settings, theta: float, dims: int, conte
             found.fail("high_freq_factor", f"is {high:g}; more than low_freq_factor {low:g} is allowed")
         original = found.integer("original_max_position_embeddings", 1, MAX_CONTEXT)
         return Rope(theta, dims, kind, factor, low, high, original)
+    if kind == "dynamic":
+        return Rope(theta, dims, kind, factor, original_context=_dynamic_context(config, found, dims, context))
     original = _original_context(config, found, context)
-    if kind != "yarn":
+    if kind == "linear":
         return Rope(theta, dims, kind, factor)
     finetuned = found.get("finetuned", True)
     if finetuned is not True:
@@ -195,6 +199,17 @@ def _original_context(config: Settings, found: Settings, context: str) -> int:
     length = found.integer(key, 1, MAX_CONTEXT, default=None)
     outside = config.integer(key, 1, MAX_CONTEXT, default=None)
     return outside or length or config.integer(context, 1, MAX_CONTEXT)
+
+
+def _dynamic_context(config: Settings, found: Settings, dims: int, context: str) -> int:
+    """Return the positions from which on dynamic NTK slows rotations: the model's context, as in transformers."""
+    length = config.integer(context, 1, MAX_CONTEXT)
+    original = _original_context(config, found, context)
+    if original != length:
+        found.fail("original_max_position_embeddings", f"is {original}; {context} {length} is allowed with dynamic")
+    if dims < 4:
+        raise UnsupportedError("rotated elements of a head with dynamic rope", dims, ("4 or more",), config.path)
+    return length
 
 
 def _read_longrope(config: Settings, found: Settings, theta: float, dims: int, context: str) -> Rope:

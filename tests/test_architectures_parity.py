@@ -47,7 +47,14 @@ def computed(transformers: Any, folder: Path, row: Row) -> np.ndarray:
     with torch.inference_mode():
         if row in (*ENCODERS, *EMBEDDERS):
             return model.base_model(torch.tensor([ids(row)])).last_hidden_state[0].numpy()
-        return model(torch.tensor([ids(row)])).logits[0].numpy()
+        if not row.stepwise:
+            return model(torch.tensor([ids(row)])).logits[0].numpy()
+        cache, rows = None, []
+        for token in ids(row):
+            found = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            cache = found.past_key_values
+            rows.append(found.logits[0, 0].numpy())
+        return np.stack(rows)
 
 
 @pytest.mark.parametrize("row", BY_NAME.values(), ids=lambda row: row.name)

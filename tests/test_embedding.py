@@ -265,6 +265,7 @@ def test_modules_of_sentence_transformers(tmp_path: Path) -> None:
         ("bert", {"hidden_act": "gelu_new"}, "config.json hidden_act"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("nomic-bert", {"hidden_act": "gelu"}, "config.json hidden_act"),
+        ("nomic-bert", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "config.json rope type"),
         ("nomic-bert", {"num_key_value_heads": 2}, "config.json num_key_value_heads"),
         ("modern-bert", {"layer_types": ["sliding_attention"] * 5}, "config.json layer_types"),
         ("modern-bert", {"norm_bias": True}, "config.json norm_bias"),

@@ -48,6 +48,12 @@ def experts(count: int = 8, used: int = 2, **more: int) -> Callable[[Entries], N
     return lambda entries: entries.update({f"llama.{key}": ("uint32", value) for key, value in named.items()})
 
 
+def dynamic(factor: float, original: int | None = 64) -> Callable[[Entries], None]:
+    at, found = "llama.rope.scaling.", {"dynamic_factor": ("float32", factor)}
+    found |= {"original_context_length": ("uint32", original)} if original else {}
+    return lambda entries: entries.update({at + key: value for key, value in found.items()})
+
+
 def drop(key: str) -> Callable[[dict[str, Any]], Any]:
     return lambda held: held.pop(key)
 
@@ -96,6 +102,15 @@ METADATA: dict[str, tuple[Callable[[Entries], object], type[HalfbyteError], str,
     "an odd rotary width": (put(ROTARY, 7), ModelFileError, ROTARY, "is 7"),
     "a rotary width beyond the head": (put(ROTARY, 32), ModelFileError, ROTARY, "up to 16"),
     "spiral": (put(SCALING, "spiral", "string"), UnsupportedError, SCALING, "'spiral'", "none, linear, yarn, longrope"),
+    "a dynamic scaling below 1": (dynamic(0.5), ModelFileError, "rope.scaling.dynamic_factor", "is 0.5"),
+    "a dynamic scaling from nowhere": (dynamic(2.0, None), ModelFileError, "original_context_length", "missing"),
+    "two scalings": (
+        lambda entries: (dynamic(2.0)(entries), put("llama.rope.scaling.factor", 2.0, "float32")(entries)),
+        ModelFileError, "dynamic_factor", "together with llama.rope.scaling.factor",
+    ),
+    "a dynamic scaling of one pair": (
+        lambda entries: (dynamic(2.0)(entries), put(ROTARY, 2)(entries)), ModelFileError, "dynamic_factor", "at least 4",
+    ),
     "a scaling of 0": (put("llama.rope.scaling.factor", 0.0, "float32"), ModelFileError, "scaling.factor", "is 0.0"),
     "an epsilon of NaN": (
         put("llama.attention.layer_norm_rms_epsilon", math.nan, "float32"), ModelFileError, "rms_epsilon", "nan",

@@ -59,7 +59,10 @@ READ: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"rope_scaling": {"type": "linear", "factor": 2}}, {},
         PLAIN | {"scaling.type": "linear", "scaling.factor": 2.0},
     ),
-    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2}}, {}, PLAIN),
+    "dynamic": (
+        {"rope_scaling": {"type": "dynamic", "factor": 2}}, {},
+        PLAIN | {"scaling.dynamic_factor": 2.0, "scaling.original_context_length": 256},
+    ),
     "yarn": ({"rope_scaling": YARN}, {}, PLAIN | YARN_KEYS),
     "yarn from the context": (
         {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {},
@@ -102,6 +105,17 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "factors that are no numbers": (
         {"rope_scaling": LONG | {"short_factor": [True] * 8}}, ModelFileError, "short_factor.*8 positive numbers",
     ),
+    "dynamic from another context": (
+        {"rope_scaling": {"type": "dynamic", "factor": 2, ORIGINAL: 64}}, ModelFileError,
+        "original_max_position_embeddings: is 64; max_position_embeddings 256 is allowed with dynamic",
+    ),
+    "dynamic of one pair": (
+        {"partial_rotary_factor": 0.125, "rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedError,
+        "rotated elements of a head with dynamic rope '2'.*4 or more",
+    ),
+    "a fixed alpha": (
+        {"rope_scaling": {"type": "dynamic", "factor": 1, "alpha": 1000}}, UnsupportedError, "rope_scaling.alpha '1000'",
+    ),
     "yarn that is not finetuned": ({"rope_scaling": YARN | {"finetuned": False}}, UnsupportedError, "finetuned"),
     "no type": ({"rope_parameters": {"rope_theta": 5.0, "factor": 2.0}}, ModelFileError, "type: is missing"),
 }  # fmt: skip
@@ -111,7 +125,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_what_is_refused(case: str) -> None:
     config, error, said = REFUSED[case]
     with pytest.raises(error, match=said):
-        rope(config)
+        rope(config, partial=1.0 if "pair" in case else None)
 
 
 def test_an_odd_part_of_a_head_is_refused() -> None:

@@ -60,7 +60,7 @@ def gelu_tanh(x: Array) -> Array:
 class Rotation:
     """Rotary positions of heads of `head_dim` elements, by config.json (transformers: modeling_rope_utils).
 
-    frequencies  float64 [head_dim / 2]: radians per position
+    frequencies  float64 [head_dim / 2]: radians per position; of dynamic [positions, head_dim / 2]
     factor       what cosine and sine are multiplied with
     """
 
@@ -99,6 +99,20 @@ class Rotation:
             self._blend(found, float(base), head_dim, config)
         elif kind == "longrope":
             self._divide(found, positions, config)
+        elif kind == "dynamic":
+            self._slow_down_with_length(found["factor"], float(base), head_dim, positions, config)
+
+    def _slow_down_with_length(
+        self, factor: float, base: float, head_dim: int, positions: int, config: Settings
+    ) -> None:
+        """Dynamic NTK: a base for each length beyond the context (transformers, fed a token at a time)."""
+        old = config.integer("max_position_embeddings", 1, 1 << 31)
+        rows = []
+        for position in range(positions):
+            length = max(old, position + 1)
+            larger = base * (factor * length / old - (factor - 1)) ** (head_dim / (head_dim - 2))
+            rows.append(larger ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim))
+        self.frequencies = np.array(rows)
 
     def _divide(self, found: Mapping[str, Any], positions: int, config: Settings) -> None:
         """LongRoPE (Ding et al. 2024): a factor for each frequency, others beyond the old context."""
@@ -147,8 +161,8 @@ class Rotation:
     def apply(self, x: Array) -> Array:
         """x [positions, heads, head_dim], rotated in pairs (j, j + half), as Hugging Face's checkpoints are; elements
         of a head beyond the frequencies' stay."""
-        rotated, rest = np.split(x, [2 * len(self.frequencies)], axis=-1)
-        angles = np.arange(len(x))[:, None, None] * self.frequencies
+        rotated, rest = np.split(x, [2 * self.frequencies.shape[-1]], axis=-1)
+        angles = (np.arange(len(x))[:, None] * self.frequencies)[:, None]
         cosine, sine = ((f(angles) * self.factor).astype(x.dtype) for f in (np.cos, np.sin))
         a, b = np.split(rotated, 2, axis=-1)
         return np.concatenate([a * cosine - b * sine, b * cosine + a * sine, rest], axis=-1)

@@ -10,6 +10,7 @@ from ..decoder import Decoder, read_decoder
 from ..encoder import map_encoder, map_token_types
 from ..model_map import MAX_CONTEXT, MAX_LAYERS, Dim, ModelMap
 from ..rope import read_rope
+from .gemma import only_kinds
 
 CLASSES = {"NomicBertModel": "nomic-bert"}
 THETA = 1000.0
@@ -40,7 +41,7 @@ def _read_new_sizes(m: ModelMap) -> Decoder:
     d = read_decoder(m)
     m.only("num_key_value_heads", None, int(d.heads))
     m.number("layer_norm_eps", "attention.layer_norm_epsilon", 0.0, 1.0, default=1e-12)
-    m.rope(read_rope(m.config, d.head_dim, theta=THETA))
+    m.rope(only_kinds(m, read_rope(m.config, d.head_dim, theta=THETA)))
     return d
 
 
@@ -76,5 +77,5 @@ def _read_sizes(m: ModelMap) -> Decoder:
         m.config.fail("n_head", f"is {heads}, which does not divide n_embd {hidden} into heads of an even size")
     m.number("layer_norm_epsilon", "attention.layer_norm_epsilon", 0.0, 1.0)
     head_dim = Dim(hidden // heads, "n_embd / n_head")
-    m.rope(read_rope(m.config, head_dim, theta=THETA, theta_key="rotary_emb_base"))
+    m.rope(only_kinds(m, read_rope(m.config, head_dim, theta=THETA, theta_key="rotary_emb_base")))
     return Decoder(hidden, layers, ffn, heads, heads, head_dim, vocab)

@@ -64,9 +64,8 @@ class StepInputs:
 
     def __init__(self, max_rows: int, rotations: tuple[Rotation, ...], division: Division):
         self.max_rows, self.rotations, self.division = max_rows, rotations, division
-        self._frequencies = [rotation.of_context(division.context) for rotation in rotations]
         self.tokens, self.positions, self.pages, self.slots, self.output_rows = np.zeros((5, max_rows), np.int64)
-        self.angles = [np.zeros((2, max_rows, len(f)), np.float32) for f in self._frequencies]
+        self.angles = [np.zeros((2, max_rows, rotation.n_rot // 2), np.float32) for rotation in rotations]
         self.items = np.zeros((max_rows + 2 * division.items, ITEM.size), np.int64)
         self.counts = np.zeros(3, np.int64)
 
@@ -85,8 +84,8 @@ class StepInputs:
             self.tokens[here], self.positions[here] = part.tokens, positions
             self.pages[here] = part.sequence.offsets[positions // PAGE]
             self.slots[here] = positions % PAGE
-            for rotation, frequencies, out in zip(self.rotations, self._frequencies, self.angles, strict=True):
-                angles = positions[:, None] * frequencies
+            for rotation, out in zip(self.rotations, self.angles, strict=True):
+                angles = rotation.angles(positions, self.division.context)
                 out[0, here] = rotation.magnitude * np.cos(angles)
                 out[1, here] = rotation.magnitude * np.sin(angles)
             spans.append((row, n, start, int(part.sequence.offsets.ctypes.data)))

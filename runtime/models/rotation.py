@@ -1,7 +1,8 @@
 """Rotary positions.  Enters: the rope keys of a GGUF file; leaves: how far each pair of columns turns per position.
 
-Su et al. 2021; linear scaling: Chen et al. 2023; yarn: Peng et al. 2023; longrope: Ding et al. 2024.  Keys, defaults
-and what "yarn" does to magnitudes are llama.cpp's (llama-context.cpp, ggml_rope_yarn).
+Su et al. 2021; linear scaling: Chen et al. 2023; yarn and dynamic NTK: Peng et al. 2023; longrope: Ding et al. 2024.
+Keys, defaults and what "yarn" does to magnitudes are llama.cpp's (llama-context.cpp, ggml_rope_yarn); dynamic NTK, which
+it does not have, is transformers' (modeling_rope_utils).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Rotation:
     halves       pairs are (i, i + n_rot/2), otherwise (2i, 2i + 1)
     magnitude    rotated columns are this times as long
     long         float64 [n_rot/2]: the frequencies of contexts longer than `switch` positions; None: the same
+    dynamic      factor of dynamic NTK: what has more than `switch` positions turns slower, the longer the slower; 0: not
     """
 
     frequencies: Frequencies
@@ -33,14 +35,24 @@ class Rotation:
     magnitude: float = 1.0
     long: Frequencies | None = None
     switch: int = 0
+    dynamic: float = 0.0
 
     @property
     def n_rot(self) -> int:
         return 2 * len(self.frequencies)
 
-    def of_context(self, n_ctx: int) -> Frequencies:
-        """The frequencies for a context of n_ctx positions."""
-        return self.frequencies if self.long is None or n_ctx <= self.switch else self.long
+    def angles(self, positions: NDArray[np.int64], n_ctx: int) -> Frequencies:
+        """How far each pair is turned at `positions` int64 [n], in a context of n_ctx: float64 [n, n_rot/2], radians.
+
+        Of dynamic NTK as if tokens came one by one, so that it is a function of the position alone.
+        """
+        frequencies = self.frequencies if self.long is None or n_ctx <= self.switch else self.long
+        angles: Frequencies = positions[:, None] * frequencies
+        if self.dynamic:
+            # base' = base * growth^(n_rot / (n_rot - 2)), so pair i is growth^(2i / (n_rot - 2)) times as slow.
+            growth = np.maximum(1.0, self.dynamic * (positions + 1) / self.switch - (self.dynamic - 1))
+            angles *= np.exp(np.log(growth)[:, None] * -np.linspace(0.0, 1.0, self.n_rot // 2))
+        return angles
 
 
 def read_rotation(
@@ -58,6 +70,9 @@ def read_rotation(
     frequencies = base ** (-np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
     if not scaled:
         return Rotation(frequencies, halves)
+    if (dynamic := _dynamic(file, arch, n_rot)) is not None:
+        factor, original = dynamic
+        return Rotation(frequencies, halves, switch=original, dynamic=factor)
     kind = file.get_str(f"{arch}.rope.scaling.type", "linear")  # this default and the older key: as llama.cpp
     if kind not in KINDS:
         raise UnsupportedError(f"{arch}.rope.scaling.type", kind, [*KINDS, "llama3 (as rope_freqs.weight)"], file.path)
@@ -78,6 +93,24 @@ def read_rotation(
         raise ModelFileError(file.path, "is there without the other of short and long", place="rope_factors_*.weight")
     switch = file.get_int(f"{arch}.rope.scaling.original_context_length", minimum=1, maximum=1 << 31)
     return Rotation(frequencies / short, halves, magnitude, frequencies / long, switch)
+
+
+def _dynamic(file: GgufFile, arch: str, n_rot: int) -> tuple[float, int] | None:
+    """The factor of dynamic NTK and the context that the model was trained on; None without this scaling.
+
+    The key is halfbyte's own: to other programs such a file has no scaling, which is right up to that context.
+    """
+    key, at = f"{arch}.rope.scaling.dynamic_factor", f"{arch}.rope.scaling."
+    factor = file.get_float(key, None, minimum=1.0, maximum=1e6)
+    if factor is None:
+        return None
+    others = (at + "type", at + "factor", at + "attn_factor", f"{arch}.rope.scale_linear")
+    tensors = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+    for other in (*(o for o in others if o in file.metadata), *(t for t in tensors if t in file.tensors)):
+        raise ModelFileError(file.path, f"is there together with {other}; one kind of scaling is allowed", place=key)
+    if n_rot < 4:
+        raise ModelFileError(file.path, f"is there with {n_rot} rotated columns; at least 4 are allowed", place=key)
+    return factor, file.get_int(at + "original_context_length", minimum=1, maximum=1 << 31)
 
 
 def _yarn(file: GgufFile, arch: str, frequencies: Frequencies, base: float, factor: float) -> tuple[Frequencies, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from architecture_rows.row import YARN, Row
+from architecture_rows.row import DYNAMIC, NO_DYNAMIC, YARN, Row
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -48,6 +48,10 @@ ROWS = (
         "llama-dynamic", "LlamaForCausalLM",
         edits={"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
     ),
+    Row(
+        "llama-dynamic-beyond", "LlamaForCausalLM", {"rope_parameters": DYNAMIC, "max_position_embeddings": 16},
+        length=40, context=64, stepwise=True, no_peer=NO_DYNAMIC,
+    ),
     Row("mistral", "MistralForCausalLM", {"head_dim": 8, "sliding_window": None}),
     Row("mistral-long-window", "MistralForCausalLM", {"sliding_window": 64}),
     Row("mistral-window", "MistralForCausalLM", {"sliding_window": 7}, no_peer="does not read the window of llama"),
@@ -91,6 +95,11 @@ ROWS = (
         "num_hidden_layers": 5, "logit_scale": 0.6, "tie_word_embeddings": True, "sliding_window": 7,
     }),
     Row("stablelm", "StableLmForCausalLM", {"partial_rotary_factor": 0.5}),
+    Row(
+        "stablelm-dynamic-beyond", "StableLmForCausalLM",
+        {"partial_rotary_factor": 0.5, "rope_parameters": DYNAMIC, "max_position_embeddings": 16},
+        length=40, context=64, stepwise=True, no_peer=NO_DYNAMIC,
+    ),
     Row("stablelm-parallel", "StableLmForCausalLM", {
         "use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True, "tie_word_embeddings": True,
     }, {"rope_parameters": None, "rope_theta": 5000.0}),

@@ -31,9 +31,9 @@ class Row:
                by transformers and by the converter alike
     center     around which vectors named weight lie: 1, or 0 for norms that add 1 themselves
     length     tokens of the prompt
-    context    positions that there is room for; 0: the model's own
+    context    positions that the engines have room for; 0: the model's own
     tolerance  of logits beside transformers, absolute
-    context    of the engines, where longrope depends on it; 0: the model's own
+    stepwise   transformers is fed one token at a time: its dynamic rope is another when it sees more at once
     no_peer    why llama.cpp is not compared; empty where it is
     attention  transformers' implementation of it
     sizes      what `config` is over
@@ -46,6 +46,7 @@ class Row:
     center: float = 1.0
     length: int = 20
     context: int = 0
+    stepwise: bool = False
     tolerance: float = 1e-3
     no_peer: str = ""
     attention: str = "eager"
@@ -68,4 +69,6 @@ class Row:
 
 
 # Rope kinds that several families are tested with.
+DYNAMIC = {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 10000.0}
+NO_DYNAMIC = "rotates plainly beyond the context that dynamic rope scaling begins at"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
