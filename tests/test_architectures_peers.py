@@ -1,4 +1,4 @@
-"""llama.cpp loads our file of every architecture and computes the same: in F32, and in Q8_0."""
+"""llama.cpp loads our file of every architecture and computes the same, in F32 and in Q8_0; its own file runs here."""
 
 from __future__ import annotations
 
@@ -67,3 +67,17 @@ def test_llama_cpp_computes_the_same(tmp_path: Path, row: Row, type: str) -> Non
     assert difference < DIFFERENCE[type]
     assert equal[decided].all()
     assert decided.mean() > 0.5
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.no_peer], ids=lambda row: row.name)
+def test_its_file_of_what_it_does_not_compute(tmp_path: Path, row: Row) -> None:
+    """Gives here what our own Q8_0 gives."""
+    if row.no_file:
+        pytest.skip(f"llama.cpp's quantizer {row.no_file}")
+    checkpoint, found = architectures.build(tmp_path / "checkpoint", row), []
+    for type in ("f32", "q8_0"):
+        convert_checkpoint(checkpoint, tmp_path / f"{type}.gguf", type)
+    for file in (quantized_by_it(tmp_path / "f32.gguf"), tmp_path / "q8_0.gguf"):
+        with opened(file, context=row.context) as engine:
+            found.append(engine_logits(engine, row.golden["ids"]))
+    np.testing.assert_array_equal(*found)

@@ -109,7 +109,8 @@ METADATA: dict[str, tuple[Callable[[Entries], object], type[HalfbyteError], str,
         ModelFileError, "dynamic_factor", "together with llama.rope.scaling.factor",
     ),
     "a dynamic scaling of one pair": (
-        lambda entries: (dynamic(2.0)(entries), put(ROTARY, 2)(entries)), ModelFileError, "dynamic_factor", "at least 4",
+        lambda entries: (dynamic(2.0)(entries), put(ROTARY, 2)(entries)),
+        ModelFileError, "dynamic_factor", "at least 4",
     ),
     "a scaling of 0": (put("llama.rope.scaling.factor", 0.0, "float32"), ModelFileError, "scaling.factor", "is 0.0"),
     "an epsilon of NaN": (

@@ -114,7 +114,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "rotated elements of a head with dynamic rope '2'.*4 or more",
     ),
     "a fixed alpha": (
-        {"rope_scaling": {"type": "dynamic", "factor": 1, "alpha": 1000}}, UnsupportedError, "rope_scaling.alpha '1000'",
+        {"rope_scaling": {"type": "dynamic", "factor": 1, "alpha": 1000}}, UnsupportedError,
+        "rope_scaling.alpha '1000'",
     ),
     "yarn that is not finetuned": ({"rope_scaling": YARN | {"finetuned": False}}, UnsupportedError, "finetuned"),
     "no type": ({"rope_parameters": {"rope_theta": 5.0, "factor": 2.0}}, ModelFileError, "type: is missing"),

@@ -1,8 +1,8 @@
 """Rotary positions.  Enters: the rope keys of a GGUF file; leaves: how far each pair of columns turns per position.
 
 Su et al. 2021; linear scaling: Chen et al. 2023; yarn and dynamic NTK: Peng et al. 2023; longrope: Ding et al. 2024.
-Keys, defaults and what "yarn" does to magnitudes are llama.cpp's (llama-context.cpp, ggml_rope_yarn); dynamic NTK, which
-it does not have, is transformers' (modeling_rope_utils).
+Keys, defaults and what "yarn" does to magnitudes are llama.cpp's (llama-context.cpp, ggml_rope_yarn).  Dynamic NTK,
+which it does not have, is transformers' (modeling_rope_utils).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rotation:
     halves       pairs are (i, i + n_rot/2), otherwise (2i, 2i + 1)
     magnitude    rotated columns are this times as long
     long         float64 [n_rot/2]: the frequencies of contexts longer than `switch` positions; None: the same
-    dynamic      factor of dynamic NTK: what has more than `switch` positions turns slower, the longer the slower; 0: not
+    dynamic      factor of dynamic NTK: beyond `switch` positions, the farther a position the slower it turns; 0: none
     """
 
     frequencies: Frequencies

@@ -67,5 +67,6 @@ ROWS = (
     Row(
         "deepseek2-lite", "DeepseekV2ForCausalLM", DEEPSEEK2,
         no_peer="reads queries without a latent vector in models of 26, 27 and 48 layers only",
+        no_file="reads none either",
     ),
 )  # fmt: skip

@@ -34,7 +34,8 @@ class Row:
     context    positions that the engines have room for; 0: the model's own
     tolerance  of logits beside transformers, absolute
     stepwise   transformers is fed one token at a time: its dynamic rope is another when it sees more at once
-    no_peer    why llama.cpp is not compared; empty where it is
+    no_peer    why llama.cpp computes something else; empty where it is compared
+    no_file    why llama.cpp's quantizer writes no file of it
     attention  transformers' implementation of it
     sizes      what `config` is over
     """
@@ -49,6 +50,7 @@ class Row:
     stepwise: bool = False
     tolerance: float = 1e-3
     no_peer: str = ""
+    no_file: str = ""
     attention: str = "eager"
     sizes: dict[str, Any] = field(default_factory=lambda: SIZES)
 
