@@ -43,6 +43,7 @@ NOT_WRITTEN = {
     "q": "for models that were trained to these values",
     "nvfp4": "llama-quantize does not offer it",
 }
+NO_ERROR = ("none: not written", "not compared")
 # Why matrices of a scheme are rounded again, by a part of its name.
 ROUNDED = {
     "act-order": "columns of a group do not lie together",
@@ -98,9 +99,9 @@ def document() -> str:
         if format.block_size > 1:
             read = "bit-exact (libggml, formula)" if name in NOT_IN_GGUF else "bit-exact"
             why = next(why for start, why in NOT_WRITTEN.items() if name.startswith(start))
-            lines.append(_row(format, read, _run_as(format), f"no: {why}", "-", "-"))
+            lines.append(_row(format, read, _run_as(format), f"no: {why}", *NO_ERROR))
         else:
-            lines.append(_row(format, "as float32", _run_as(format), "no: no model's matrices have it", "-", "-"))
+            lines.append(_row(format, "as float32", _run_as(format), "no: no model's matrices have it", *NO_ERROR))
     lines += [
         "", "Q8_1 and Q8_K are types of activations: no file of a model holds them, and one that did is refused.", "",
         "## Checkpoints that are quantized already", "",

@@ -127,6 +127,12 @@ def published_cases(name: str, place: str) -> Cases:
         yield case["text"], case["ids"] in found
 
 
+def absent() -> int:
+    """How many tokenizers of transformers.js' vectors the test data does not hold."""
+    names = json.loads((data() / "vectors/transformersjs_tokenizer_vectors.json").read_text("utf-8"))
+    return len(set(names) - {name for places in PUBLISHED.values() for name in places})
+
+
 def vector_sets() -> dict[str, dict[str, Callable[[], Cases]]]:
     """Family -> name of a set of vectors -> its cases."""
     sets: dict[str, dict[str, Callable[[], Cases]]] = {}
