@@ -26,7 +26,7 @@ from ..runtime.llm import LLM
 from ..runtime.templates import ChatTemplate
 from ..runtime.tokenizer import Tokenizer
 from .archs import reference_of
-from .source import Source
+from .source import Rounding, Source
 from .torture import CONVERSATIONS, PROSE, TEXTS
 
 SAME, DIFFERS, NO_REFERENCE = "same", "differs", "no reference"
@@ -34,7 +34,7 @@ POSITIONS = 48
 EXACT = 1e-3
 """Largest difference of logits that is none, as a part of the largest logit: sums in another order."""
 LEEWAY = 2.0
-"""How many times the divergence that our rounding costs another program's may cost."""
+"""How many times the divergence that our rounding costs another program's may cost; of our own it explains all."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -198,9 +198,13 @@ def _logits(llm: LLM, checkpoint: Checkpoint) -> tuple[Verdict, float | None]:
     return Verdict(what, SAME if fits else DIFFERS, detail), None if encodes else found
 
 
-def _formats(llm: LLM, checkpoint: Checkpoint) -> tuple[dict[str, BlockFormat], str | None]:
-    """Return what the file rounded each of the checkpoint's matrices to, and a type that can only be read, if any."""
-    found: dict[str, BlockFormat] = {}
+def _formats(llm: LLM, checkpoint: Checkpoint) -> tuple[Rounding, str | None]:
+    """Return what the file rounded the checkpoint's matrices to, empty where none is; and a type that can only be read,
+    if any.
+
+    A matrix that was quantized before is not rounded by a format that holds its values.
+    """
+    found: dict[str, list[BlockFormat | None]] = {}
     with open_gguf(llm.model.path) as file:
         for tensor in plan_checkpoint(checkpoint).tensors:
             view = file.tensors.get(tensor.name)
@@ -208,9 +212,10 @@ def _formats(llm: LLM, checkpoint: Checkpoint) -> tuple[dict[str, BlockFormat], 
                 continue
             if not isinstance(view.format, BlockFormat):
                 return {}, view.format.name
-            if view.format.name != "f32":
-                found |= dict.fromkeys(tensor.values.sources, view.format)
-    return found, None
+            held = view.format.name == "f32" or view.format in tensor.values.held_by()
+            for name in tensor.values.sources:
+                found.setdefault(name, []).append(None if held else view.format)
+    return found if any(map(any, found.values())) else {}, None
 
 
 def mean_divergence(want: NDArray[np.float32], got: NDArray[np.float32]) -> float:

@@ -17,6 +17,8 @@ from ..convert.jsonfile import Settings
 from ..quant.formats import BlockFormat
 
 Array = NDArray[np.floating[Any]]
+Rounding = Mapping[str, Sequence[BlockFormat | None]]
+"""Of matrices by name: what the file rounds each tensor that is made of one to, in its order; None: to nothing."""
 
 PIECE = 1 << 26
 """Elements of a matrix that are in memory at once."""
@@ -26,14 +28,14 @@ class Source:
     """Weights and config.json of a checkpoint.
 
     dtype     of all that is computed with them
-    rounding  formats of matrices, by name, that are rounded to them when they are read, a row at a time
+    rounding  what matrices are rounded to when they are read, along the inputs of a product
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         dtype: type[np.floating[Any]] = np.float32,
-        rounding: Mapping[str, BlockFormat] = MappingProxyType({}),
+        rounding: Rounding = MappingProxyType({}),
     ):
         self._checkpoint, self.dtype, self._rounding = checkpoint, dtype, rounding
 
@@ -55,18 +57,26 @@ class Source:
         return self._checkpoint.rows(name, 0, 1)[0].astype(self.dtype)
 
     def rows(self, name: str, ids: Sequence[int]) -> Array:
-        """Return the rows `ids` of a matrix, [len(ids), columns]."""
-        return self._rounded(name, np.concatenate([self._checkpoint.rows(name, i, i + 1) for i in ids]))
+        """Return the rows `ids` of a table, [len(ids), columns]; one that is a matrix too is first in the file."""
+        return self.rounded(name, np.concatenate([self._checkpoint.rows(name, i, i + 1) for i in ids]), 0)
 
-    def stacked(self, name: str, index: int, transposed: bool) -> Array:
-        """Return a matrix [rows, columns] of a stack of them; transposed: each is stored as [columns, rows]."""
-        stored = self._checkpoint.tensors[name].shape[1]
-        found = self._checkpoint.rows(name, index * stored, (index + 1) * stored)
-        return self._rounded(name, np.ascontiguousarray(found.T) if transposed else found)
+    def matrix(self, name: str, index: int = 0, *, transposed: bool = False) -> Array:
+        """Return a matrix [rows, columns], of a stack number `index`; transposed: it is stored as [columns, rows]."""
+        found = self.unrounded(name, index)
+        return self.rounded(name, found.T if transposed else found)
 
-    def _rounded(self, name: str, rows: NDArray[np.float32]) -> Array:
-        format = self._rounding.get(name)
-        return (rows if format is None else format.dequantize(format.quantize(rows))).astype(self.dtype)
+    def unrounded(self, name: str, index: int = 0) -> NDArray[np.float32]:
+        """Return a matrix as the checkpoint has it, float32 [rows, columns], of a stack number `index`."""
+        stored = self._checkpoint.tensors[name].shape[-2]
+        return self._checkpoint.rows(name, index * stored, (index + 1) * stored)
+
+    def rounded(self, name: str, values: NDArray[np.float32], tensor: int = -1) -> Array:
+        """Return `values` of matrix `name`, [..., n], rounded along the last axis as the file's tensor number `tensor` is."""
+        formats = self._rounding.get(name)
+        if formats and (format := formats[tensor]) is not None:
+            rows = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
+            values = format.dequantize(format.quantize(rows)).reshape(values.shape)
+        return values.astype(self.dtype)
 
     def product(self, x: Array, name: str) -> Array:
         """Return x [n, columns] @ NAME.weight.T, [n, rows]."""
@@ -76,7 +86,7 @@ class Source:
         step = max(1, PIECE // columns)
         for begin in range(0, n_rows, step):
             end = min(begin + step, n_rows)
-            out[:, begin:end] = x @ self._rounded(weight, self._checkpoint.rows(weight, begin, end)).T
+            out[:, begin:end] = x @ self.rounded(weight, self._checkpoint.rows(weight, begin, end)).T
         self._checkpoint.release(weight)
         return out
 

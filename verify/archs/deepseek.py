@@ -40,8 +40,7 @@ class DeepSeek2(Experts):
         at, n = at + "self_attn.", len(h)
         q, turned_q = np.split(self._queries(h, at).reshape(n, self.heads, -1), [self.plain], axis=2)
         latent, turned_k = np.split(self.s.linear(h, at + "kv_a_proj_with_mqa"), [self.latent], axis=1)
-        kv = self._of_latent(latent, at + "kv").reshape(n, self.heads, -1)
-        k, v = np.split(kv, [self.plain], axis=2)
+        k, v = self._keys_and_values(latent, at + "kv")
         turned_k = np.repeat(self.rotate(turned_k[:, None], layer), self.heads, axis=1)
         q, k = np.concatenate([q, self.rotate(turned_q, layer)], axis=2), np.concatenate([k, turned_k], axis=2)
         return self.s.linear(attend(q, k, v, self.scale), at + "o_proj")
@@ -52,8 +51,21 @@ class DeepSeek2(Experts):
         return self._of_latent(self.s.linear(h, at + "q_a_proj"), at + "q")
 
     def _of_latent(self, x: Array, name: str) -> Array:
-        """Norms of latent vectors have an epsilon of their own, which is no key of config.json."""
-        return self.s.linear(rms_norm(x, self.s.vector(f"{name}_a_layernorm.weight"), 1e-6), f"{name}_b_proj")
+        return self.s.linear(self._normed_latent(x, name), f"{name}_b_proj")
+
+    def _normed_latent(self, x: Array, name: str) -> Array:
+        """These norms have an epsilon of their own, which is no key of config.json."""
+        return rms_norm(x, self.s.vector(f"{name}_a_layernorm.weight"), 1e-6)
+
+    def _keys_and_values(self, latent: Array, name: str) -> tuple[Array, Array]:
+        """Return what is not rotated of keys, and values, each [n, heads, elements].
+
+        A file has a matrix for each, and that of the keys the other way round: queries are multiplied with it.
+        """
+        weight, latent = f"{name}_b_proj.weight", self._normed_latent(latent, name)
+        keys, values = np.split(self.s.unrounded(weight).reshape(self.heads, -1, self.latent), [self.plain], axis=1)
+        keys, values = self.s.rounded(weight, keys.transpose(0, 2, 1), 0), self.s.rounded(weight, values, -1)
+        return (latent @ keys).transpose(1, 0, 2), (latent @ values.transpose(0, 2, 1)).transpose(1, 0, 2)
 
     def rotate(self, x: Array, layer: int) -> Array:
         """Pairs are neighbours; apart they have the same products."""

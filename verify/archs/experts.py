@@ -102,7 +102,7 @@ class GptOss(Experts):
         return self._of((up + 1) * gate * sigmoid(alpha * gate), f"{at}experts.down_proj", expert)
 
     def _of(self, x: Array, name: str, expert: int) -> Array:
-        return x @ self.s.stacked(name, expert, self.by_input).T + self.s.rows(f"{name}_bias", [expert])
+        return x @ self.s.matrix(name, expert, transposed=self.by_input).T + self.s.rows(f"{name}_bias", [expert])
 
 
 _SWIGLU = {"limit": 7.0, "alpha": 1.702}

@@ -120,7 +120,7 @@ class Gpt2(LayerNorms):
         return self._stored(self.activate(self._stored(h, at + self.up)), at + self.down)
 
     def _stored(self, x: Array, name: str) -> Array:
-        return x @ self.s.rows(f"{name}.weight", range(x.shape[1])) + self.s.vector(f"{name}.bias")
+        return x @ self.s.matrix(f"{name}.weight", transposed=True).T + self.s.vector(f"{name}.bias")
 
 
 class Falcon(LayerNorms):
