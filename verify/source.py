@@ -71,7 +71,7 @@ class Source:
         return self._checkpoint.rows(name, index * stored, (index + 1) * stored)
 
     def rounded(self, name: str, values: NDArray[np.float32], tensor: int = -1) -> Array:
-        """Return `values` of matrix `name`, [..., n], rounded along the last axis as the file's tensor number `tensor` is."""
+        """Return `values` of matrix `name`, [..., n], rounded along the last axis as tensor number `tensor` is."""
         formats = self._rounding.get(name)
         if formats and (format := formats[tensor]) is not None:
             rows = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
