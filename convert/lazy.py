@@ -25,6 +25,8 @@ from .low_rank import LowRank
 
 _GAP = 32
 """Rows between two wanted ones that are read along rather than skipped."""
+_BEHIND = 1 << 24
+"""Elements that threads may still be at before the one that reads farthest ahead."""
 
 
 class Lazy(ABC):
@@ -247,6 +249,7 @@ class _Stacked(_Made):
     def __init__(self, parts: Sequence[Lazy], shape: Sequence[int]):
         super().__init__(shape, parts)
         self._ends = list(accumulate(part.n_rows for part in parts))
+        self._read = 0  # parts before this one are given back
 
     def rows(self, begin: int, end: int) -> np.ndarray:
         return self._gathered(lambda part, first, last: part.rows(first, last), begin, end)
@@ -264,7 +267,18 @@ class _Stacked(_Made):
             if begin < stop and end > start:
                 found.append(read(part, max(begin - start, 0), min(end, stop) - start))
             start = stop
+        self._release_before(begin - _BEHIND // self.shape[-1])
         return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _release_before(self, row: int) -> None:
+        """Give back the parts that end before a row: experts are many, and all of a layer are one tensor."""
+        while self._ends[self._read] < row:
+            self._parts[self._read].release()
+            self._read += 1
+
+    def release(self) -> None:
+        self._read = 0
+        super().release()
 
     def change(self, changes: Mapping[str, LowRank]) -> LowRank | None:
         if len(self.shape) > 2:

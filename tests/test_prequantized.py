@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,41 @@ def test_the_whole_model_is_that_of_the_values(tmp_path: Path) -> None:
         assert list(one.tensors) == list(other.tensors)
         for name, view in other.tensors.items():
             assert one.tensors[name].data.tobytes() == view.data.tobytes(), name
+
+
+def random_matrices(file: Path, method: str, names: list[str], rows: int, columns: int) -> int:
+    """Write matrices of GPTQ's or AWQ's 4 bits, groups of 128; return the bytes of one's codes as they are stored."""
+    rng, stored = np.random.default_rng(0), {}
+    packed = (columns // 8, rows) if method == "gptq" else (columns, rows // 8)
+    for name in names:
+        stored[f"{name}.qweight"] = "I32", rng.integers(-(1 << 31), 1 << 31, packed, np.int32)
+        stored[f"{name}.qzeros"] = "I32", np.full((columns // 128, rows // 8), 0x77777777, np.int32)
+        stored[f"{name}.scales"] = "F16", np.full((columns // 128, rows), 0.01, np.float16)
+    made.write_stored(file, stored)
+    return rows * columns // 2
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_memory_is_that_of_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """A matrix as it is stored and the piece that is read; of many experts one or two."""
+    monkeypatch.setattr("halfbyte.convert.lazy._BEHIND", 1 << 16)
+    folder, names = tiny.build(tmp_path / "m"), [f"e{i}" for i in range(6)]
+    scheme = {"quant_method": method, "bits": 4, "group_size": 128}
+    tiny.write_json(folder / "config.json", {"quantization_config": scheme})
+    nbytes, step = random_matrices(folder / "model.safetensors", method, names, 512, 4096), 8
+    piece = 4 * 4096 * step
+    with Checkpoint(folder) as checkpoint:
+        all = stacked([Stored(checkpoint, f"{name}.weight") for name in names])
+        formats = {format.name: format for format in all.held_by()}
+        for read in (all.rows, partial(all.packed, formats["q5_0"])):
+            tracemalloc.start()
+            for begin in range(0, all.n_rows, step):
+                read(begin, begin + step)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            all.release()
+            print(f"{peak / nbytes:.2f} times the codes")
+            assert peak < 2.5 * nbytes + 10 * piece
 
 
 def test_what_is_asked_for_by_name_counts(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ From the lowest bits on, a word has the codes of rows 0, 2, 4, 6, 1, 3, 5, 7.  w
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from ...errors import UnsupportedError
@@ -62,11 +64,13 @@ def _matrix(store: Store, base: str, size: int) -> Groups:
         group = even_groups(columns, groups, size if size > 0 else columns)
         return Scales(floats(store, scales).T, zero.T, group, 0, 15)
 
-    def read_codes() -> np.ndarray:
-        return np.ascontiguousarray(_unpack(whole(store, packed.name)).T)
+    def unpack(words: np.ndarray, begin: int, end: int) -> np.ndarray:
+        first = begin // 8
+        codes = _unpack(words[:, first : -(-end // 8)])
+        return np.ascontiguousarray(codes[:, begin - 8 * first : end - 8 * first].T)
 
-    sources = (packed.name, zeros, scales)
-    return Groups(store, "awq 4 bits", (rows, columns), sources, read_scales, read_codes)
+    sources, read_packed = (packed.name, zeros, scales), partial(whole, store, packed.name)
+    return Groups(store, "awq 4 bits", (rows, columns), sources, read_scales, read_packed, unpack)
 
 
 def _unpack(words: np.ndarray) -> np.ndarray:

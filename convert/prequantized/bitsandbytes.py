@@ -14,12 +14,14 @@ w = quant_map[code] * absmax.  Of 8 bits: M.weight int8 [rows, columns] and M.SC
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from ...errors import UnsupportedError
 from ..jsonfile import Settings, parse_json
 from .base import Quantized, Reading, Store, checked, fail, floats, whole
-from .groups import Groups, Scales
+from .groups import Groups, Scales, part
 
 METHODS = ("bitsandbytes",)
 HARMLESS = (
@@ -64,8 +66,8 @@ def _int8(store: Store, base: str) -> Groups:
         scale = (floats(store, f"{base}SCB") / np.float32(127)).reshape(rows, 1)
         return Scales(scale, np.zeros((rows, 1), np.int32), np.zeros(columns, np.int64), -128, 127)
 
-    sources = (weight.name, f"{base}SCB")
-    return Groups(store, "bitsandbytes int8", weight.shape, sources, read_scales, lambda: whole(store, weight.name))
+    sources, read_packed = (weight.name, f"{base}SCB"), partial(whole, store, weight.name)
+    return Groups(store, "bitsandbytes int8", weight.shape, sources, read_scales, read_packed, part)
 
 
 class _Table(Quantized):

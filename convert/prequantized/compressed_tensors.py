@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from ...errors import UnsupportedError
 from ..jsonfile import Settings
 from .base import Quantized, Reading, Store, checked, fail, floats, unpack_words, whole
 from .fp8 import activation_scales, fp8_tensors
-from .groups import Groups, Scales, even_groups
+from .groups import Groups, Scales, even_groups, part
 
 METHODS = ("compressed-tensors",)
 HARMLESS = "ignore|quantization_status|global_compression_ratio|kv_cache_scheme|version|transform_config"
@@ -105,7 +106,9 @@ class _Matrix:
     def groups(self) -> Groups:
         """Return the matrix."""
         label = f"compressed-tensors {self._bits or 8} bits"
-        return Groups(self._store, label, self._shape, self._sources, self._read_scales, self._read_codes)
+        read_packed = partial(whole, self._store, self._sources[0])
+        unpack = part if self._bits is None else self._unpack
+        return Groups(self._store, label, self._shape, self._sources, self._read_scales, read_packed, unpack)
 
     def _takes(self, suffix: str) -> bool:
         """Return whether there is a tensor of this suffix, which is then a source."""
@@ -114,9 +117,9 @@ class _Matrix:
             self._sources.append(name)
         return name in self._store.tensors
 
-    def _read_codes(self) -> np.ndarray:
-        codes = whole(self._store, self._sources[0])
-        return codes if self._bits is None else unpack_words(codes, self._bits)[:, : self._shape[1]]
+    def _unpack(self, words: np.ndarray, begin: int, end: int) -> np.ndarray:
+        assert self._bits is not None
+        return unpack_words(words[begin:end], self._bits)[:, : self._shape[1]]
 
     def _read_scales(self) -> Scales:
         rows, columns = self._shape

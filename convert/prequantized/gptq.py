@@ -12,6 +12,8 @@ w = scale * (code - zero).
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from ...errors import UnsupportedError
@@ -76,7 +78,8 @@ def _matrix(store: Store, base: str, bits: int, size: int, plus: int) -> Groups:
         zero = unpack_words(whole(store, zeros), bits).astype(np.int32) + plus & (1 << bits) - 1
         return Scales(floats(store, scales).T, zero.T, group, 0, (1 << bits) - 1)
 
-    def read_codes() -> np.ndarray:
-        return np.ascontiguousarray(unpack_words(whole(store, packed.name).T, bits))
+    def unpack(words: np.ndarray, begin: int, end: int) -> np.ndarray:
+        return unpack_words(words[:, begin:end].T, bits)
 
-    return Groups(store, f"gptq {bits} bits", (rows, columns), sources, read_scales, read_codes)
+    scheme, read_packed = f"gptq {bits} bits", partial(whole, store, packed.name)
+    return Groups(store, scheme, (rows, columns), sources, read_scales, read_packed, unpack)

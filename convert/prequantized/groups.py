@@ -57,7 +57,8 @@ class Groups(Quantized):
     """A matrix of codes with scales of groups.
 
     read_scales  () -> Scales
-    read_codes   () -> the codes of the whole matrix, uint8 or int8 [rows, columns], kept until `release`
+    read_packed  () -> the codes of the whole matrix as they are stored, kept until `release`
+    unpack       (these, begin, end) -> the codes of rows [begin, end), uint8 or int8 [end - begin, columns]
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class Groups(Quantized):
         shape: Sequence[int],
         sources: Sequence[str],
         read_scales: Callable[[], Scales],
-        read_codes: Callable[[], np.ndarray],
+        read_packed: Callable[[], np.ndarray],
+        unpack: Callable[[np.ndarray, int, int], np.ndarray],
     ):
         super().__init__(store, shape, sources)
         self.scheme = scheme
-        self._read_scales, self._read_codes = read_scales, read_codes
+        self._read_scales, self._read_packed, self._unpack = read_scales, read_packed, unpack
         self._lock = threading.Lock()
         self._held: tuple[Scales, np.ndarray] | None = None
         self._formats: tuple[BlockFormat, ...] | None = None
@@ -112,9 +114,9 @@ class Groups(Quantized):
         """Return the scales of the matrix and code - zero of its rows [begin, end), int32 [end - begin, n_cols]."""
         with self._lock:
             if self._held is None:
-                self._held = self._read_scales(), self._read_codes()
-            scales, codes = self._held
-        return scales, codes[begin:end] - scales.zero[begin:end, scales.group]
+                self._held = self._read_scales(), self._read_packed()
+            scales, packed = self._held
+        return scales, self._unpack(packed, begin, end) - scales.zero[begin:end, scales.group]
 
 
 def _has_float16(values: np.ndarray) -> bool:
@@ -135,3 +137,8 @@ def _pack(codes: np.ndarray, format: BlockFormat) -> np.ndarray:
 def even_groups(columns: int, groups: int, size: int) -> np.ndarray:
     """Return the group of each column where `groups` groups of `size` follow each other, int64 [columns]."""
     return np.minimum(np.arange(columns) // size, groups - 1)
+
+
+def part(codes: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Return rows [begin, end) of codes that are stored one by one, int8 [end - begin, columns]."""
+    return codes[begin:end]
