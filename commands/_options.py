@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from ..errors import UsageError, printable
-from ..hub.names import DEFAULT_KIND, parse_name
-from ..hub.store import find_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,14 +57,19 @@ def model_and_word(arguments: argparse.Namespace, name: str | None = None) -> tu
     return model_path(words[0]), words[1] if len(words) > 1 else None
 
 
-def model_path(word: str, default: str = DEFAULT_KIND) -> str:
+def model_path(word: str, default: str | None = None) -> str:
     """Return the path that MODEL or SRC stands for: `word` itself, or where the pulled model of that name lies.
 
-    default  the kind that OWNER/REPO alone means
+    default  the kind that OWNER/REPO alone means; None: that of a model to run
     Raises UsageError for a name under which several models were pulled, or none.
     """
-    path = find_path(word, default)
-    if path == word and parse_name(word) and not word.endswith(".gguf") and not Path(word).exists():
+    if Path(word).exists():
+        return word
+    from ..hub.names import DEFAULT_KIND, parse_name
+    from ..hub.store import find_path
+
+    path = find_path(word, default or DEFAULT_KIND)
+    if path == word and parse_name(word) and not word.endswith(".gguf"):
         raise UsageError(f"{word}: no such file, and no model of this name was pulled (halfbyte pull brings one)")
     return path
 

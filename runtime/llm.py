@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,10 @@ from .generate import stream as stream_steps
 from .options import RuntimeOptions
 from .sampling.params import SamplingParams, recommended
 from .steps import Generation, GenerationStep
-from .templates import ChatTemplate
 from .tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from .templates import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ModelInfo:
 def _info(file: GgufFile, engine: Engine) -> ModelInfo:
     by_type: dict[str, int] = {}
     for view in file.tensors.values():
-        by_type[view.format.name] = by_type.get(view.format.name, 0) + view.nbytes
+        by_type[view.layout.name] = by_type.get(view.layout.name, 0) + view.nbytes
     model = engine.model
     ends = sum(view.nbytes for name, view in file.tensors.items() if name.split(".")[0] in ("token_embd", "output"))
     return ModelInfo(
@@ -184,6 +186,8 @@ class LLM:
     def chat_template(self, name: str | None = None) -> ChatTemplate:
         """Return the file's template, or the built-in called `name`."""
         if name not in self._templates:
+            from .templates import ChatTemplate
+
             self._templates[name] = ChatTemplate(self.tokenizer, name)
         return self._templates[name]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
@@ -50,7 +49,7 @@ Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
 def _cache_type(file: GgufFile, head_dim: int, options: RuntimeOptions) -> str:
     """What pages hold: who keeps weights or activations in float32 wants the digits of the keys too."""
     if options.cache_type == "auto":
-        exact = options.activations == "f32" or all(view.format.name == "f32" for view in file.tensors.values())
+        exact = options.activations == "f32" or all(view.layout.name == "f32" for view in file.tensors.values())
         return "f32" if exact else "f16"
     if head_dim % PAGE_FORMATS[options.cache_type].multiple:
         fit = [name for name, pages in PAGE_FORMATS.items() if head_dim % pages.multiple == 0]
@@ -142,6 +141,8 @@ class Engine:
             self.library.load(kernels)
             yield
             return
+        from concurrent.futures import ThreadPoolExecutor  # a warm start needs it not
+
         over, failed = Event(), Event()
 
         def heard(done: int, total: int) -> None:

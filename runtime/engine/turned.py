@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelFileError
-from ...quant.formats import FORMATS, BlockFormat
-from ...quant.formats.repack import turn, turned_into
+from ...quant.formats import FORMATS, Layout
 from ...quant.gguf_reader import TensorView
 
 _PIECE = 1 << 20  # elements turned at once: what lies beside the panels is a few megabytes
@@ -25,7 +23,7 @@ _PIECE = 1 << 20  # elements turned at once: what lies beside the panels is a fe
 class SourceRows:
     """The rows of a matrix of any type, [rows, columns].
 
-    format      the type, with kernels, that they come in
+    layout      of the type, with kernels, that they come in
     row_bytes   of a row in it
     is_turned   whether the file has them in another; exact: whether nothing is lost then
 
@@ -35,21 +33,22 @@ class SourceRows:
     def __init__(self, view: TensorView, scales: NDArray[np.float32] | None = None):
         self.view = view
         self._scales = scales
-        self.format: BlockFormat
-        has = view.format
-        self.is_turned = not isinstance(has, BlockFormat)
-        if isinstance(has, BlockFormat):
-            self.format, self.exact = has, True
+        self.layout: Layout
+        self.is_turned = view.layout.name not in FORMATS
+        if not self.is_turned:
+            self.layout, self.exact = view.layout, True
         elif scales is not None:
-            self.format, self.exact = FORMATS["q8_0"], False
+            self.layout, self.exact = FORMATS["q8_0"], False
         else:
-            self.format, self.exact = turned_into(has, self._data(), FORMATS)
-        self.row_bytes = self.format.row_bytes(view.shape[-1])
+            from ...quant.formats.repack import turned_into  # most files need nothing of it
+
+            self.layout, self.exact = turned_into(view.format, self._data(), FORMATS)
+        self.row_bytes = self.layout.row_bytes(view.shape[-1])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows in `format`."""
-        return self.format.nbytes(self.view.shape)
+        """Bytes of all rows in `layout`."""
+        return self.layout.nbytes(self.view.shape)
 
     @property
     def file_bytes(self) -> int:
@@ -61,7 +60,11 @@ class SourceRows:
 
         Raises ModelFileError for a block that is not finite.
         """
-        data, has = self._data(), self.view.format
+        from concurrent.futures import ThreadPoolExecutor
+
+        from ...quant.formats.repack import turn
+
+        data, has, into = self._data(), self.view.format, FORMATS[self.layout.name]
         step = max(1, _PIECE // self.view.shape[-1] // multiple) * multiple
 
         def piece(begin: int) -> NDArray[np.uint8]:
@@ -71,9 +74,9 @@ class SourceRows:
                 message = f"has a {has.name} block that is not finite: number {where} from row {begin} on"
                 raise ModelFileError(self.view.path, message, place=f"tensor {self.view.name}")
             if self._scales is None:
-                return turn(has, part, self.format)
+                return turn(has, part, into)
             which = np.arange(begin, begin + len(part)) * len(self._scales) // len(data)
-            return self.format.quantize(has.dequantize(part) * self._scales[which, None])
+            return into.quantize(has.dequantize(part) * self._scales[which, None])
 
         begins = range(0, len(data), step)
         with ThreadPoolExecutor(threads) as pool:
@@ -95,7 +98,7 @@ class HeadRows(SourceRows):
         super().__init__(view)
         self._each, self._part, self._transposed = each, slice(first, first + n), transposed
         self._heads, columns = view.shape[0] // each, view.shape[1]
-        self.format, self.is_turned, self.exact = FORMATS["f32"], True, True
+        self.layout, self.is_turned, self.exact = FORMATS["f32"], True, True
         self._elements = n * columns
         self.row_bytes = 4 * (n if transposed else columns)
 
@@ -119,7 +122,7 @@ class HeadRows(SourceRows):
 
 def describe_turned(path: Path, matrices: list[SourceRows]) -> str:
     """Return the line that says which types the file's matrices were turned into, and what memory that takes."""
-    kinds = Counter((rows.view.format.name, rows.format.name, rows.exact) for rows in matrices)
+    kinds = Counter((rows.view.layout.name, rows.layout.name, rows.exact) for rows in matrices)
     parts = [
         f"{count} of type {has} run as {gets} ({'nothing is lost' if exact else 'rounded'})"
         for (has, gets, exact), count in kinds.items()

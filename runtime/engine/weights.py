@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import HalfbyteWarning, ModelFileError
-from ...quant.formats import BlockFormat
+from ...quant.formats import FORMATS
 from ...quant.gguf_reader import GgufFile, TensorView
 from ..kernels.jit import Kernel, Library
 from ..kernels.layouts import Layout
@@ -105,7 +105,7 @@ class Weights:
         """The rows of a tensor of `shape`, with the scale of each matrix where the file has a `.scale` beside it."""
         view = self._tensor(name, shape)
         scale = f"{name.removesuffix('.weight')}.scale"
-        if isinstance(view.format, BlockFormat) or not self.has(scale):  # such a scale of other types is not known
+        if view.layout.name in FORMATS or not self.has(scale):  # such a scale of other types is not known
             return SourceRows(view)
         return SourceRows(view, self._finite(scale, shape[:-2] or (1,)))
 
@@ -158,7 +158,7 @@ class Weights:
             self._memory.append(memory)
             self._pending_tables.append((found, memory))
             address = memory.address
-        return Table(LAYOUTS[found.format.name], rows, columns, address, found.row_bytes)
+        return Table(LAYOUTS[found.layout.name], rows, columns, address, found.row_bytes)
 
     def matrix(self, name: str, rows: int, columns: int, bias: str | None = None, exact: bool = False) -> Matrix:
         """Return a tensor [rows, columns] as panels, with the float32 vector `bias` [rows] where the file has it.
@@ -198,7 +198,7 @@ class Weights:
         return self._packed(found, "f32", (n_heads, rows, columns), 0, n_heads)
 
     def _activations_of(self, found: SourceRows, exact: bool = False) -> str:
-        return "f32" if LAYOUTS[found.format.name].is_float or exact else self._activations
+        return "f32" if LAYOUTS[found.layout.name].is_float or exact else self._activations
 
     def _expert_bias(self, name: str, n_experts: int, rows: int) -> int:
         """The address of a tensor [n_experts, rows] as float32, each row padded with zeros to whole panels."""
@@ -213,7 +213,7 @@ class Weights:
     ) -> Matrix:
         """Matrices of `shape`, count by rows by columns, of which a token reads `used`; `pack` fills them."""
         (count, rows, columns), lanes = shape, self._library.target.lanes
-        layout, panels = LAYOUTS[found.format.name], n_panels(rows, lanes)
+        layout, panels = LAYOUTS[found.layout.name], n_panels(rows, lanes)
         panel_bytes = columns // layout.step_columns * layout.step_bytes(lanes)
         memory = self._allocate(count * panels * panel_bytes, f"tensor {found.view.name}")
         self._memory.append(memory)
@@ -241,7 +241,7 @@ class Weights:
         type that is not finite.
         """
         everything = [rows for rows, _ in (*self._pending, *self._pending_tables)]
-        turned = [rows for rows in everything if rows.format.name != rows.view.format.name]
+        turned = [rows for rows in everything if rows.layout.name != rows.view.layout.name]
         if turned:
             warnings.warn(describe_turned(self._file.path, turned), HalfbyteWarning, stacklevel=2)
         for rows, memory in self._pending_tables:

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import hashlib
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,14 +134,8 @@ class Library:
         cache = object_cache(self.target)
         objects = cache.read(k.name for k in wanted)
         absent = [k for k in wanted if k.name not in objects]
-        if progress and absent:
-            progress(0, len(absent))
-        with closing(self._compile(absent)) as compiled:
-            for done, (name, code) in enumerate(compiled, 1):
-                objects[name] = code
-                cache.write(name, code)
-                if progress:
-                    progress(done, len(absent))
+        if absent:
+            self._compile_into(objects, absent, progress)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(self.target))
         for kernel in wanted:
             engine.add_object_file(llvm.ObjectFileRef.from_data(objects[kernel.name]))
@@ -151,12 +144,26 @@ class Library:
         for kernel in wanted:
             self._addresses[kernel] = engine.get_function_address(kernel.name)
 
+    def _compile_into(self, objects: dict[str, bytes], absent: list[Kernel], progress: Progress | None) -> None:
+        """Add the object code of `absent` to `objects`, and to the cache."""
+        cache = object_cache(self.target)
+        if progress:
+            progress(0, len(absent))
+        with closing(self._compile(absent)) as compiled:
+            for done, (name, code) in enumerate(compiled, 1):
+                objects[name] = code
+                cache.write(name, code)
+                if progress:
+                    progress(done, len(absent))
+
     def _compile(self, kernels: list[Kernel]) -> Generator[tuple[str, bytes], None, None]:
         """Yield name and object code of each of `kernels`, in order.
 
         Two threads: llvmlite lets one call at a time into LLVM, without the interpreter lock, and the other thread
         writes the next kernel meanwhile, a fifth of the work.
         """
+        from concurrent.futures import ThreadPoolExecutor  # a warm start needs it not
+
         pool = ThreadPoolExecutor(_COMPILERS)
         try:
             for kernel, code in zip(kernels, pool.map(self._object_code, kernels), strict=True):
