@@ -20,10 +20,10 @@ from .embedding import POOLINGS, file_pooling, normalised, pooled, token_rows
 from .engine.batch import Part
 from .engine.engine import Engine, Progress
 from .generate import stream as stream_steps
+from .loading import load_both
 from .options import RuntimeOptions
 from .sampling.params import SamplingParams, recommended
 from .steps import Generation, GenerationStep
-from .tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from .templates import ChatTemplate
@@ -94,14 +94,13 @@ class LLM:
         self._file = open_gguf(path)
         try:
             self.sampling = recommended(self._file)
-            self.tokenizer = load_tokenizer(self._file)
             self.pooling = file_pooling(self._file)
             adapters = [(read_adapter(adapter, self._file), scale) for adapter, scale in self.options.adapters()]
             self.adapters = {adapter.name: scale for adapter, scale in adapters}
             if len(self.adapters) < len(adapters):
                 names = ", ".join(adapter.name for adapter, _ in adapters)
                 raise UsageError(f"two adapters have one name; the files {names} need different ones")
-            self.engine = Engine(self._file, self.options, progress, adapters=adapters)
+            self.tokenizer, self.engine = load_both(self._file, self.options, progress, adapters)
         except BaseException:
             self._file.close()
             raise

@@ -89,11 +89,13 @@ class Engine:
         progress: Progress | None = None,
         library: Library | None = None,
         adapters: Items[tuple[Adapter, float]] = (),
+        before_packing: Callable[[], None] | None = None,
     ):
         """Load the model of `file`, which stays open as long as the engine, with adapters that fit it.
 
         A new sequence sees so much of each adapter as is said here, until its `adapt` says otherwise.
-        `progress` hears of what takes long.  Raises ModelFileError, UnsupportedError, UsageError.
+        `progress` hears of what takes long.  `before_packing` is called when only compiled code is left to run: other
+        threads have the interpreter lock from then on.  Raises ModelFileError, UnsupportedError, UsageError.
         """
         self.model = read_model(file)
         self.n_ctx = options.context or self.model.n_ctx_train
@@ -121,6 +123,8 @@ class Engine:
         self._threads = ThreadPool(self.library, self.n_threads)
         try:
             with self._compiled_meanwhile(builder.kernels(), stage("compiling kernels")):
+                if before_packing:
+                    before_packing()
                 weights.pack(self._threads, stage("loading weights"))
                 low_rank.pack(self._threads)
         except BaseException:

@@ -7,8 +7,9 @@ memory stays near one copy.  Types without kernels are turned into others before
 from __future__ import annotations
 
 import math
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ from ..kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
 from .memory import Allocate, Memory
 from .threads import ThreadPool
 from .turned import HeadRows, SourceRows, describe_turned
+
+_FIRST_BATCH, _LARGEST_BATCH = 64 << 20, 256 << 20  # bytes of the file that are packed at once, and lie in memory twice
+_PERIOD = 0.25  # seconds after which Ctrl-C is heard and progress told
 
 
 @dataclass(frozen=True)
@@ -249,33 +253,62 @@ class Weights:
                 memory.array(np.uint8, part.shape, first * rows.row_bytes)[:] = part
             rows.view.release()
         done, total = 0, sum(rows.view.nbytes for rows, _ in self._pending)
-        for rows, matrix in self._pending:
-            self._pack_matrix(rows, matrix, threads)
-            rows.view.release()
-            done += rows.view.nbytes
-            if progress:
-                progress(done, total)
+        for batch in self._batches():
+            self._pack_batch(batch, threads)
+            for rows, _ in batch:
+                rows.view.release()
+                done += rows.view.nbytes
+                if progress:
+                    progress(done, total)
         self._pending, self._pending_tables = [], []
 
-    def _pack_matrix(self, rows: SourceRows, matrix: Matrix, threads: ThreadPool) -> None:
-        lanes, kernel = self._library.target.lanes, self._library.address(pack_kernel(matrix.layout.name))
-        steps = matrix.columns // matrix.layout.step_columns
+    def _batches(self) -> Iterator[list[tuple[SourceRows, Matrix]]]:
+        """Yield what is pending, as many matrices at once as were packed in _PERIOD before; turned ones alone."""
+        batch: list[tuple[SourceRows, Matrix]] = []
+        nbytes, limit = 0, _FIRST_BATCH
+        for rows, matrix in self._pending:
+            if batch and (rows.is_turned or batch[0][0].is_turned or nbytes + rows.view.nbytes > limit):
+                began = time.monotonic()
+                yield batch
+                speed = nbytes / max(time.monotonic() - began, 1e-3)
+                batch, nbytes, limit = [], 0, min(int(speed * _PERIOD), _LARGEST_BATCH)
+            batch.append((rows, matrix))
+            nbytes += rows.view.nbytes
+        if batch:
+            yield batch
 
-        def run(panel: int, count: int, each: int, source: int) -> None:
-            """Pack `count` matrices of `each` rows from panel number `panel` on."""
-            record = PACK.make(
-                source=source, panels=matrix.panels + panel * matrix.panel_bytes, rows=each, row_bytes=rows.row_bytes,
-                steps=steps, n_panels=n_panels(each, lanes), count=count,
-            )  # fmt: skip
-            threads.run(np.array([[kernel, record.ctypes.data]], np.int64))
-
-        if not rows.is_turned:
-            run(0, matrix.count, matrix.rows, rows.view.address())
+    def _pack_batch(self, batch: list[tuple[SourceRows, Matrix]], threads: ThreadPool) -> None:
+        """Pack a batch in one call, in which nobody waits for the interpreter lock: the tokenizer's thread has it."""
+        rows, matrix = batch[0]
+        if rows.is_turned:
+            self._pack_turned(rows, matrix, threads)
             return
+        records = [
+            self._record(rows, matrix, 0, matrix.count, matrix.rows, rows.view.address()) for rows, matrix in batch
+        ]
+        steps = [
+            (self._library.address(pack_kernel(matrix.layout.name)), record.ctypes.data)
+            for (_, matrix), record in zip(batch, records, strict=True)
+        ]
+        threads.run(np.array(steps, np.int64))
+
+    def _pack_turned(self, rows: SourceRows, matrix: Matrix, threads: ThreadPool) -> None:
+        lanes, kernel = self._library.target.lanes, self._library.address(pack_kernel(matrix.layout.name))
         whole = matrix.rows if matrix.count > 1 else lanes  # a piece has whole experts, or whole panels
         for first, part in rows.turned(whole, threads.threads):
-            source = int(part.ctypes.data)
             if matrix.count == 1:
-                run(first // lanes, 1, len(part), source)
+                panel, count, each = first // lanes, 1, len(part)
             else:
-                run(first // whole * matrix.n_panels, len(part) // whole, whole, source)
+                panel, count, each = first // whole * matrix.n_panels, len(part) // whole, whole
+            record = self._record(rows, matrix, panel, count, each, int(part.ctypes.data))
+            threads.run(np.array([[kernel, record.ctypes.data]], np.int64))
+
+    def _record(
+        self, rows: SourceRows, matrix: Matrix, panel: int, count: int, each: int, source: int
+    ) -> NDArray[np.int64]:
+        """Return the record that packs `count` matrices of `each` rows at `source` from panel number `panel` on."""
+        return PACK.make(
+            source=source, panels=matrix.panels + panel * matrix.panel_bytes, rows=each, row_bytes=rows.row_bytes,
+            steps=matrix.columns // matrix.layout.step_columns, n_panels=n_panels(each, self._library.target.lanes),
+            count=count,
+        )  # fmt: skip
