@@ -7,25 +7,30 @@ name and features, so an edit anywhere or another machine compiles anew, and a w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from ..machine import default_threads
 from .emit import I64, Emitter
 from .object_cache import ObjectCache
 from .target import Target
 from .targets import host_target
 
+if TYPE_CHECKING:
+    from .helpers import Helper
+
 _COMPILERS = 2  # threads
+_WORTH_A_HELPER = 6  # kernels, a second's work: a helper starts within half of one
 
 Progress = Callable[[int, int], None]  # (kernels compiled, kernels to compile)
 
@@ -102,15 +107,28 @@ def assembly(kernel: Kernel, target: Target | None = None) -> str:
     return machine.emit_assembly(module)
 
 
+def object_code(kernel: Kernel, target: Target) -> bytes:
+    """Return the object code of `kernel` for `target`."""
+    module, machine = optimized(kernel, target)
+    code: bytes = machine.emit_object(module)
+    return code
+
+
 @functools.cache
 def object_cache(target: Target) -> ObjectCache:
     """Return the cache of this version of the kernels on this CPU."""
+    return ObjectCache(cache_version(target))
+
+
+@functools.cache
+def cache_version(target: Target) -> str:
+    """Return the name of this version of the kernels on this CPU."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     versions = (llvmlite.__version__, llvm.llvm_version_info, target.triple)
     digest.update(repr((versions, target.name, target.cpu, target.features)).encode())
-    return ObjectCache(f"{target.name}-{digest.hexdigest()[:20]}")
+    return f"{target.name}-{digest.hexdigest()[:20]}"
 
 
 class Library:
@@ -149,7 +167,7 @@ class Library:
         cache = object_cache(self.target)
         if progress:
             progress(0, len(absent))
-        with closing(self._compile(absent)) as compiled:
+        with contextlib.closing(self._compile(absent)) as compiled:
             for done, (name, code) in enumerate(compiled, 1):
                 objects[name] = code
                 cache.write(name, code)
@@ -160,21 +178,32 @@ class Library:
         """Yield name and object code of each of `kernels`, in order.
 
         Two threads: llvmlite lets one call at a time into LLVM, without the interpreter lock, and the other thread
-        writes the next kernel meanwhile, a fifth of the work.
+        writes the next kernel meanwhile, a fifth of the work.  Where there are many kernels, helpers beside them.
         """
         from concurrent.futures import ThreadPoolExecutor  # a warm start needs it not
 
-        pool = ThreadPoolExecutor(_COMPILERS)
+        helpers = _start_helpers(self.target, len(kernels))
+        idle = [*helpers]
+
+        def code_of(kernel: Kernel) -> bytes:
+            try:
+                helper = idle.pop()
+            except IndexError:
+                return object_code(kernel, self.target)
+            code = helper.compile(kernel)
+            if code is None:
+                return object_code(kernel, self.target)
+            idle.append(helper)
+            return code
+
+        pool = ThreadPoolExecutor(_COMPILERS + len(helpers))
         try:
-            for kernel, code in zip(kernels, pool.map(self._object_code, kernels), strict=True):
+            for kernel, code in zip(kernels, pool.map(code_of, kernels), strict=True):
                 yield kernel.name, code
         finally:
+            for helper in helpers:
+                helper.close()
             pool.shutdown(cancel_futures=True)
-
-    def _object_code(self, kernel: Kernel) -> bytes:
-        module, machine = optimized(kernel, self.target)
-        code: bytes = machine.emit_object(module)
-        return code
 
     def address(self, kernel: Kernel) -> int:
         """Return the address of `kernel`, loading it first if need be."""
@@ -187,6 +216,17 @@ class Library:
         function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * kernel.n_args)(self.address(kernel))
         function.library = self  # type: ignore[attr-defined]  # who can still call it keeps its code
         return function
+
+
+def _start_helpers(target: Target, n_kernels: int) -> list[Helper]:
+    """Return processes that compile beside this one: one a further core, where there is enough to do for each."""
+    from .helpers import Helper
+
+    helpers: list[Helper] = []
+    with contextlib.suppress(OSError):  # there is no interpreter, or no room for another process
+        for _ in range(min(default_threads() - 1, n_kernels // _WORTH_A_HELPER)):
+            helpers.append(Helper(target, cache_version(target)))
+    return helpers
 
 
 @functools.cache
