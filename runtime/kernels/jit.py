@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .helpers import Helper
 
 _COMPILERS = 2  # threads
+_LONGEST = ("matmul", "attention")  # emitters of kernels that take half a second; begun last, one core would end late
 _WORTH_A_HELPER = 6  # kernels, a second's work: a helper starts within half of one
 
 Progress = Callable[[int, int], None]  # (kernels compiled, kernels to compile)
@@ -175,13 +176,14 @@ class Library:
                     progress(done, len(absent))
 
     def _compile(self, kernels: list[Kernel]) -> Generator[tuple[str, bytes], None, None]:
-        """Yield name and object code of each of `kernels`, in order.
+        """Yield name and object code of each of `kernels`, those that take longest first.
 
         Two threads: llvmlite lets one call at a time into LLVM, without the interpreter lock, and the other thread
         writes the next kernel meanwhile, a fifth of the work.  Where there are many kernels, helpers beside them.
         """
         from concurrent.futures import ThreadPoolExecutor  # a warm start needs it not
 
+        kernels = sorted(kernels, key=lambda kernel: kernel.emit.__name__ not in _LONGEST)
         helpers = _start_helpers(self.target, len(kernels))
         idle = [*helpers]
 
