@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -197,7 +196,7 @@ def test_a_kill_leaves_nothing_under_the_name(tmp_path):
     path = tmp_path / "m.gguf"
     with subprocess.Popen([sys.executable, "-c", SLOW, path], stdout=subprocess.PIPE, text=True) as writing:
         assert writing.stdout.readline() == "half\n"
-        writing.send_signal(signal.SIGKILL)
+        writing.kill()
     assert not path.exists()
     assert all(name.endswith(".part") for name in names(tmp_path))
     write_all(path)

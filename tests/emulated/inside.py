@@ -4,7 +4,7 @@ leaves: messages, each a tuple that begins with its kind.
     ("targets", names)                               what this CPU runs, the best first
     ("compiled", kernel, target, code)               object code that was made here
     ("compile", kernel, target)                      answered with object code
-    ("test", target, type, name, passed, seconds)    of one test
+    ("test", target, type, name, passed, seconds)    of one test, in seconds of this CPU
     ("story", target, file, token ids, seconds)
     ("ended", pytest's status)                       the last one
 
@@ -50,23 +50,32 @@ class Elsewhere:
             return self._host.recv_bytes()
 
 
-class Reporter:
-    """A plugin of pytest that runs the tests that name a target, and tells of each."""
+class Plugin:
+    """Of pytest: chooses tests of those that name a target, and tells of each.
 
-    def __init__(self, host: Connection):
-        self._host = host
+    whole: targets that run all of them; the others run the products of all types.
+    """
+
+    def __init__(self, host: Connection, whole: list[str]):
+        self._host, self._whole = host, whole
+        self._spent = time.process_time()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        given = {item: _parameters(item) for item in items}
-        items[:] = [i for i in items if "bench" in given[i] or given[i].get("head_dim") in HEAD_SIZES]
+        items[:] = [item for item in items if self._chosen(item.name.partition("[")[0], _parameters(item))]
+
+    def _chosen(self, name: str, given: dict[str, Any]) -> bool:
+        if "head_dim" in given:
+            return given["head_dim"] in HEAD_SIZES and given["target"] in self._whole
+        return "bench" in given and (given["bench"] in self._whole or name == "test_matmul")
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
         report = (yield).get_result()
         given = _parameters(item)
         if call.when == "call" or report.failed:
+            before, self._spent = self._spent, time.process_time()
             target = given.get("bench", given.get("target"))
-            self._host.send(("test", target, given.get("name"), item.name, report.passed, call.duration))
+            self._host.send(("test", target, given.get("name"), item.name, report.passed, self._spent - before))
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def story(file: str) -> list[int]:
         return list(llm.generate(PROMPT, max_tokens=TOKENS, temperature=0).token_ids)
 
 
-def main(connection: str, *files: str) -> None:
+def main(connection: str, everything: str, *files: str) -> None:
     host = Connection(int(connection))
     targets = runnable()
     host.send(("targets", targets))
@@ -89,15 +98,15 @@ def main(connection: str, *files: str) -> None:
     Library._object_code = lambda library, kernel: elsewhere(library, kernel)
     status = pytest.main(
         [*(str(TESTS / name) for name in SELECTED), "-q", "--noconftest", "-p", "no:cacheprovider",
-         "-o", "addopts="], plugins=[Reporter(host)],
+         "-o", "addopts="], plugins=[Plugin(host, targets if everything == "True" else targets[:1])],
     )  # fmt: skip
     for name in targets:
         os.environ["HALFBYTE_ISA"] = name
         host_target.cache_clear()
         host_library.cache_clear()
         for file in files:
-            start = time.perf_counter()
-            host.send(("story", name, file, story(file), time.perf_counter() - start))
+            start = time.process_time()
+            host.send(("story", name, file, story(file), time.process_time() - start))
     host.send(("ended", int(status)))
 
 

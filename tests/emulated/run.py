@@ -1,11 +1,13 @@
 """Kernels and stories on CPUs that are not here.  Enters: names of CPUs; leaves: a table, and status 0 if all is right.
 
-    python tests/emulated/run.py [arm] [x86] [CPU ...]
+    python tests/emulated/run.py [arm] [x86] [CPU ...] [everything]
 
 Each CPU is emulated by QEMU, which gives programs its instructions and tells them of no others.  An ARM Python
-(userland.py), or this one on older x86, runs the kernels' own tests on every instruction set that it finds (inside.py),
-and tells stories, whose tokens must be those that this machine tells.  Python must have halfbyte's libraries and those
-of its tests.  HALFBYTE_TEST_DATA, where it is set, has a second model.
+(userland.py), or this one on older x86, runs the kernels' own tests (inside.py) on every instruction set that it finds:
+all of them on the one that it chooses, and on the others, each of which another CPU chooses, the products of all types;
+with `everything`, all on all.  And it tells stories, whose tokens must be those that this machine tells.
+
+Python must have halfbyte's libraries and those of its tests.  HALFBYTE_TEST_DATA, where it is set, has a second model.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from halfbyte.runtime.kernels.panels import LAYOUTS
 from halfbyte.runtime.kernels.target import Target
 
 sys.path.append(str(TESTS))  # where the kernels come from that tests write
-SILENCE = 300  # seconds that a CPU may say nothing
+SILENCE = 600  # seconds that a CPU may say nothing
 Story = tuple[str, list[int]]  # file, token ids
 
 
@@ -74,7 +76,7 @@ class Report:
         return [rest for said, about, *rest in self.messages if (said, about) == (kind, target)]
 
 
-def emulate(cpu: Cpu, folder: Path, link: Path, files: list[str]) -> Report:
+def emulate(cpu: Cpu, folder: Path, link: Path, everything: bool, files: list[str]) -> Report:
     """Run inside.py on `cpu`, and compile what it asks for."""
     paths = [link, TESTS]
     if cpu.system == "arm":
@@ -91,7 +93,7 @@ def emulate(cpu: Cpu, folder: Path, link: Path, files: list[str]) -> Report:
     here, there = Pipe()
     with here, tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            [*command, TESTS / "emulated/inside.py", str(there.fileno()), *files],
+            [*command, TESTS / "emulated/inside.py", str(there.fileno()), str(everything), *files],
             env=environment, stdout=output, stderr=subprocess.STDOUT, pass_fds=[there.fileno()],
         )  # fmt: skip
         there.close()
@@ -172,10 +174,12 @@ def models() -> list[str]:
     return [str(file) for file in files]
 
 
-def main(names: list[str]) -> int:
-    chosen = [cpu for cpu in CPUS if not names or {cpu.name, cpu.system} & set(names)]
-    if unknown := set(names) - {word for cpu in CPUS for word in (cpu.name, cpu.system)}:
-        raise SystemExit(f"{', '.join(sorted(unknown))}: not among {', '.join(cpu.name for cpu in CPUS)}, arm, x86")
+def main(*words: str) -> int:
+    known = {word for cpu in CPUS for word in (cpu.system, cpu.name)}
+    everything, names = "everything" in words, [word for word in words if word != "everything"]
+    if unknown := set(names) - known:
+        raise SystemExit(f"{', '.join(sorted(unknown))}: not among {', '.join(sorted(known))}, everything")
+    chosen = [cpu for cpu in CPUS if not names or {cpu.system, cpu.name} & set(names)]
     start = time.perf_counter()
     try:
         folder = userland()
@@ -186,7 +190,7 @@ def main(names: list[str]) -> int:
     stories = [(file, story(file)) for file in files]
     with tempfile.TemporaryDirectory() as link, ProcessPoolExecutor(2) as pool:
         (Path(link) / "halfbyte").symlink_to(TESTS.parent)
-        run = partial(emulate, folder=folder, link=Path(link), files=files)
+        run = partial(emulate, folder=folder, link=Path(link), everything=everything, files=files)
         reports = list(pool.map(run, chosen))
     table = [HEADINGS, *(row for report in reports for row in rows(report, stories))]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -199,4 +203,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]))

@@ -6,6 +6,7 @@ digest of what it holds.  It is made once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +32,7 @@ WHEELS = (
     "safetensors", "sentencepiece", "tokenizers",
 )  # fmt: skip
 WHEEL_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
+UNUSED = 30 * 86400.0  # seconds after which another version's folder goes
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -54,10 +57,12 @@ def userland() -> Path:
             with ThreadPoolExecutor(2) as pool:
                 for each in (pool.submit(_debian, new), pool.submit(_wheels, new / "wheels", wanted)):
                     each.result()
-            new.rename(made)
-        for other in cache.glob("emulated-*"):
-            if other != made:
-                shutil.rmtree(other, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process was faster
+                new.rename(made)
+    made.touch()
+    for other in cache.glob("emulated-*"):
+        if time.time() - other.stat().st_mtime > UNUSED:
+            shutil.rmtree(other, ignore_errors=True)
     return made
 
 
