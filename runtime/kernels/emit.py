@@ -8,7 +8,7 @@ signed unless a method says otherwise.  `Target` (target.py) supplies what diffe
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -264,6 +264,24 @@ class Emitter:
         """The int64 `x`, of which LLVM forgets how it was computed."""
         same = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
         return Value(self, self.b.call(same, [x.ir]))
+
+    def settle(self, lists: Iterable[list[Value]]) -> None:
+        """Compute all vectors in these lists, of one type, before what needs one of them.
+
+        LLVM may take a sum of row after row where the source takes all rows of one step after the other, and then the
+        operands of all steps wait on the stack.
+        """
+        lists = list(lists)
+        vectors = [v.ir for values in lists for v in values]
+        n, register = len(vectors), "w" if self.target.is_arm else "x"
+        if n < 2:
+            return
+        ty = vectors[0].type
+        kind = ir.FunctionType(ir.LiteralStructType([ty] * n), [ty] * n)
+        same = self.b.call(ir.InlineAsm(kind, "", ",".join([f"={register}"] * n + [str(i) for i in range(n)])), vectors)
+        settled = iter([Value(self, self.b.extract_value(same, i)) for i in range(n)])
+        for values in lists:
+            values[:] = [next(settled) for _ in values]
 
     def copy(self, source: Value, target: Value, ty: Any) -> None:
         """Copy one `ty` from address to address."""

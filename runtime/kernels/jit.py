@@ -103,8 +103,9 @@ def optimized(kernel: Kernel, target: Target) -> tuple[Any, llvm.TargetMachine]:
 
 
 def assembly(kernel: Kernel, target: Target | None = None) -> str:
-    """Return the assembly of `kernel`, for people and for tests."""
+    """Return the assembly of `kernel`, for people and for tests; comments say what is a loop and what a spill."""
     module, machine = optimized(kernel, target or host_target())
+    machine.set_asm_verbosity(True)
     return machine.emit_assembly(module)
 
 

@@ -164,7 +164,7 @@ def _block_loop(
             if alone:
                 for address in codes:
                     _prefetch(e, address + ahead, size)
-            weights = [unpack(e, layout, address) for address in codes]
+            weights = [unpack(e, layout, address, layout.order(e.target.together)) for address in codes]
             _add_block(e, layout, weights, [of_part(part) for of_part in scales_of], [v.value for v in at], inner)
             for place in at:
                 place.set(e.opaque(place.value + a.block_stride))
@@ -191,7 +191,7 @@ def _add_block(
     """
     n, tile, groups, correction = e.target.lanes, e.target.tile, layout.groups, layout.correction(e.target)
     codes, corrections = places
-    rows = range(len(sums[0]))
+    rows, order = range(len(sums[0])), layout.order(e.target.together)
 
     def corrected(r: int, g: int, ty: Any) -> Value:
         return e.broadcast(corrections + 4 * (tile * g + r), ty, n)
@@ -200,7 +200,7 @@ def _add_block(
         return e.repeated_bytes(codes + (ROW_BYTES * r + 4 * i), count, 4 * n)
 
     def steps(g: int) -> Steps:
-        for i in range(g * 8 // groups, (g + 1) * 8 // groups):
+        for i in order[g * 8 // groups : (g + 1) * 8 // groups]:
             yield [next(w) for w in weights], partial(columns, i)
 
     has_start = correction is not None and correction.factor is not None

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .emit import F16, F32, I8, I16, I32, Emitter, Value, vec
 from .jit import Kernel
@@ -60,10 +60,10 @@ def _shifted(word: Value, left: int) -> Value:
     return word << left if left >= 0 else word >> -left
 
 
-def unpack(e: Emitter, layout: BlockLayout, codes: Value) -> Iterator[Value]:
+def unpack(e: Emitter, layout: BlockLayout, codes: Value, order: Iterable[int] = range(8)) -> Iterator[Value]:
     """Read the codes of 32 columns of a panel: eight vectors <4n x i8>; of signed types plus target.weight_offset.
 
-    Each is taken apart when it is asked for: all at once would need more registers than there are.
+    Each is taken apart when it is asked for: all at once would need more registers than there are.  order: of vectors.
     """
     n, target = e.target.lanes, e.target
     offset = target.weight_offset if layout.signed else 0
@@ -72,7 +72,7 @@ def unpack(e: Emitter, layout: BlockLayout, codes: Value) -> Iterator[Value]:
         load = functools.cache(lambda i, at=codes: e.load(at + 4 * n * i, vec(I32, n)))  # when it is first needed
         planes.append((width, start, mask, load))
         codes = codes + 4 * n * width
-    for j in range(8):
+    for j in order:
         pieces = [_shifted(load(j % width), start - j // width * width) & mask for width, start, mask, load in planes]
         vector = functools.reduce(operator.or_, pieces).view(vec(I8, 4 * n))
         if layout.codebook is not None:

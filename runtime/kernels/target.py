@@ -41,6 +41,7 @@ class Target:
     # first-level cache.
     shapes: ClassVar[tuple[tuple[int, int], tuple[int, int]]]
     float_shape: ClassVar[tuple[int, int] | None] = None  # for float types, where it is not that of 32-column blocks
+    together: ClassVar[int] = 1  # steps of neighbouring columns that `dots` wants one after the other
     weight_offset: ClassVar[int] = 0  # signed weights are stored as code + offset, so 128 makes them unsigned
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
 

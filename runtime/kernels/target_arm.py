@@ -51,6 +51,8 @@ class Neon(Target):
                         if i % group == group - 1 or i == len(numbered) - 1:
                             pairs = e.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", _WORDS, [partial[p][r][h]])
                             sums[p][r][h] = sums[p][r][h] + pairs
+            live = sums if i % group == group - 1 else partial
+            e.settle(halves_of_row for of_panel in live for halves_of_row in of_panel)
         together = [[e.call("llvm.aarch64.neon.addp.v4i32", _WORDS, both) for both in rows] for rows in sums]
         return [[start + total for start, total in zip(starts, rows, strict=True)] for rows in together]
 
@@ -61,7 +63,7 @@ class NeonDot(Neon):
     name = "neon_dotprod"
     requires: ClassVar[tuple[str, ...]] = ("neon", "dotprod")
     withholds: ClassVar[tuple[str, ...]] = ("i8mm",)
-    tile, shapes = 8, ((2, 4), (1, 8))
+    tile, shapes, together = 6, ((1, 6), (1, 6)), 4
 
     def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
         sums: list[list[Value]] = []

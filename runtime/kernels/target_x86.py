@@ -56,7 +56,7 @@ class AvxVnni(_Vnni):
     name = "avx_vnni"
     requires = ("avx2", "fma", "f16c", "avxvnni")
     withholds = ("avx512", "amx", "avx10")
-    lanes, tile, shapes = 8, 4, ((2, 4), (1, 4))
+    lanes, tile, shapes = 8, 12, ((2, 4), (1, 6))
     _instruction = "llvm.x86.avx512.vpdpbusd.256"
 
 
@@ -66,7 +66,7 @@ class Avx2(_X86):
     name = "avx2"
     requires = ("avx2", "fma", "f16c")
     withholds = ("avx512", "amx", "avx10", "avxvnni")
-    lanes, tile, shapes = 8, 4, ((2, 4), (1, 4))
+    lanes, tile, shapes = 8, 12, ((2, 4), (1, 6))
 
     def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
         bytes_, words = vec(I8, 4 * self.lanes), vec(I16, 2 * self.lanes)
@@ -87,4 +87,5 @@ class Avx2(_X86):
                     if i % group == group - 1 or i == len(numbered) - 1:
                         four = e.call("llvm.x86.avx2.pmadd.wd", vec(I32, self.lanes), [partial[p][r], ones])
                         sums[p][r] = sums[p][r] + four
+            e.settle(sums if i % group == group - 1 else partial)
         return sums
