@@ -47,7 +47,24 @@ KEYS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_ctx": 256, "task_specific_params": {"text-generation": {"max_length": 50}}, "model_type": "gpt2"},
     "gptneox": {"rotary_emb_base": 10000, "rotary_pct": 0.25, "rope_parameters": None, "classifier_dropout": 0.1},
     "falcon": {"apply_residual_connection_post_layernorm": False, "auto_map": {"AutoConfig": "x.y"}},
-    "starcoder2": {"mlp_type": "default", "norm_type": "layer_norm", "embedding_dropout": 0.1},
+    "falcon-one-norm": {"ff_factor": 2.5},
+    "starcoder2": {
+        "mlp_type": "default", "norm_type": "layer_norm", "embedding_dropout": 0.1, "activation_function": "gelu",
+        "attention_softmax_in_fp32": True, "scale_attention_softmax_in_fp32": True, "scale_attn_weights": True,
+        "layer_norm_epsilon": 1e-5,
+    },
+    "bert": {
+        "directionality": "bidi", "pooler_fc_size": 768, "pooler_num_attention_heads": 12, "pooler_num_fc_layers": 3,
+        "pooler_size_per_head": 128, "pooler_type": "first_token_transform", "gradient_checkpointing": False,
+    },
+    "modern-bert": {
+        "classifier_pooling": "mean", "decoder_bias": True, "deterministic_flash_attn": False, "mlp_bias": False,
+        "norm_bias": False, "norm_eps": 1e-5, "position_embedding_type": "absolute", "sparse_prediction": False,
+        "repad_logits_with_grad": False, "sparse_pred_ignore_index": -100, "initializer_cutoff_factor": 2.0,
+    },
+    "moonlight": {"moe_layer_freq": 1, "pretraining_tp": 1, "aux_loss_alpha": 0.001, "seq_aux": True},
+    "deepseek3-groups": {"num_nextn_predict_layers": 1, "ep_size": 1, "moe_layer_freq": 1, "seq_aux": True},
+    "qwen3-embedding-causal": {"max_window_layers": 28, "sliding_window": None, "use_sliding_window": False},
     "mpt": {
         "init_config": {"name": "kaiming_normal_", "verbose": 0}, "tokenizer_name": "a/b", "verbose": 0,
         "learned_pos_emb": True, "embedding_fraction": 1.0, "init_device": "cpu", "attn_config": {
@@ -79,6 +96,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "cohere": {"attention_bias": True},
     "cohere2": {"layer_types": ["full_attention"] * 5},
     "stablelm": {"hidden_act": "gelu"},
+    "falcon": {"ff_factor": 3},
+    "bert": {"directionality": "left"},
+    "starcoder2": {"scale_attn_weights": False},
 }
 
 

@@ -17,6 +17,9 @@ def plan(m: ModelMap) -> None:
     """Map a BERT checkpoint; heads for other tasks than embeddings are left out."""
     m.only("hidden_act", "gelu")
     m.only("position_embedding_type", "absolute")
+    m.only("directionality", "bidi")
+    pooler = ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")  # of the original files
+    m.unused(*(f"pooler_{key}" for key in pooler))
     map_encoder(m)
     d = read_decoder(m)
     m.number("layer_norm_eps", "attention.layer_norm_epsilon", 0.0, 1.0)

@@ -25,6 +25,7 @@ def plan(m: ModelMap) -> None:
     check_heads(m, hidden, heads)
     head_dim = Dim(hidden // heads, f"{hidden.words} / {heads.words}")
     ffn = m.size("ffn_hidden_size", "feed_forward_length", default=4 * hidden)
+    m.only("ff_factor", None, ffn / hidden)
     kv_heads = _kv_heads(m, heads)
     m.add("attention.head_count_kv", "uint32", int(kv_heads))
     m.add("tensor_data_layout", "string", "jploski")

@@ -18,6 +18,9 @@ def plan(m: ModelMap) -> None:
     gelu(m, "hidden_act", "gelu_pytorch_tanh")
     m.only("norm_type", "layer_norm")
     m.only("mlp_type", "default")
+    m.only("scale_attn_weights", True)
+    m.unused("activation_function", "layer_norm_epsilon")  # StarCoder 1's; hidden_act and norm_epsilon count
+    m.unused("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32")
     bias = m.flag("use_bias", True)
     d = read_decoder(m)
     layer_epsilon(m, "norm_epsilon")
