@@ -57,8 +57,8 @@ def print_plan(tensors: Sequence[TensorPlan], arguments: argparse.Namespace) -> 
     rows = [("tensor", "shape", "format", "bytes", "")]
     for tensor in tensors:
         shape = " x ".join(map(str, tensor.shape))
-        kept = f"{tensor.kept}, without loss" if tensor.kept else ""
-        rows.append((printable(tensor.name), shape, tensor.format.upper(), str(tensor.nbytes), kept))
+        source = f"{tensor.scheme}, {tensor.repacked}" if tensor.scheme else ""
+        rows.append((printable(tensor.name), shape, tensor.format.upper(), str(tensor.nbytes), source))
     print(columns(rows, [False, True, False, True, False]))
     print(f"{arguments.type}: {size_text(nbytes)}, {bits:.2f} bits per weight; not written")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,20 @@ from ..quant.formats import FORMATS, BlockFormat
 from ..quant.gguf_types import QUANTIZATION_VERSION
 from ..quant.gguf_writer import GgufWriter
 from ..quant.recipe import PLAIN, ModelSizes, Override, Recipe, choose_formats, parse_override, recipe_by_name
-from ..quant.report import ConversionReport, Meter, TensorPlan, TensorReport
+from ..quant.report import (
+    DEQUANTIZED,
+    REQUANTIZED,
+    SCALES_ROUNDED,
+    WITHOUT_LOSS,
+    ConversionReport,
+    Meter,
+    TensorPlan,
+    TensorReport,
+)
 from ..quant.tensor_stream import Progress, TensorSource, write_tensors
 from .archs import plan_checkpoint
 from .checkpoint import Checkpoint
+from .lazy import Lazy
 from .plan import Entry, Plan, PlannedTensor
 from .vocab import plan_vocab
 
@@ -73,24 +84,22 @@ def convert_checkpoint(
         file_bytes=target.stat().st_size,
         seconds=meter.seconds(),
         peak_growth=meter.peak_growth(),
-        notes=(*plan.notes, *vocab.notes, *_notes(checkpoint, plan, reports)),
+        notes=(*plan.notes, *vocab.notes, *_notes(checkpoint, reports)),
     )
 
 
-def _notes(checkpoint: Checkpoint, plan: Plan, reports: Sequence[TensorReport]) -> list[str]:
+_SAID = {
+    WITHOUT_LOSS: "are kept without loss",
+    SCALES_ROUNDED: "keep their codes, with scales rounded to float16",
+    DEQUANTIZED: "are dequantized",
+    REQUANTIZED: "are requantized: their values are rounded again",
+}
+
+
+def _notes(checkpoint: Checkpoint, reports: Sequence[TensorReport]) -> list[str]:
     """Say what became of tensors that were quantized already."""
-    again = [
-        report
-        for tensor, report in zip(plan.tensors, reports, strict=True)
-        if not report.kept and any(checkpoint.quantized(name) for name in tensor.values.sources)
-    ]
-    kept = [report for report in reports if report.kept]
-    found = [
-        f"{sum(report.kept == scheme for report in kept)} tensors of {scheme} are kept without loss"
-        for scheme in dict.fromkeys(report.kept for report in kept)
-    ]
-    if again:
-        found.append(f"{len(again)} tensors were quantized before and are rounded again")
+    counts = Counter((report.scheme, report.repacked) for report in reports if report.scheme)
+    found = [f"{count} tensors of {scheme} {_SAID[repacked]}" for (scheme, repacked), count in counts.items()]
     if checkpoint.dropped:
         found.append(
             f"{len(checkpoint.dropped)} scales of activations are left out: activations are rounded here as always"
@@ -178,7 +187,10 @@ def _sources(
 def _source(checkpoint: Checkpoint, tensor: PlannedTensor, chosen: BlockFormat | None, asked: bool) -> TensorSource:
     """Return a tensor for the writer; `chosen`: None where no type rounds it, `asked`: by name, not by the recipe."""
     values, error = tensor.values, partial(_error, checkpoint, tensor)
-    kept = _kept_format(values.held_by(), chosen, asked) if chosen is not None else None
+    scheme = next((found.scheme for name in values.sources if (found := checkpoint.quantized(name))), "")
+    kept, repacked = None, ""
+    if scheme:
+        kept, repacked = _repacked(values, chosen or FORMATS["f32"], asked)
     return TensorSource(
         tensor.name,
         values.shape,
@@ -187,16 +199,22 @@ def _source(checkpoint: Checkpoint, tensor: PlannedTensor, chosen: BlockFormat |
         error=error,
         release=values.release,
         packed=partial(values.packed, kept) if kept is not None else None,
-        kept=checkpoint.tensors[values.sources[0]].dtype if kept is not None else "",
+        scheme=scheme,
+        repacked=repacked,
     )
 
 
-def _kept_format(held_by: Sequence[BlockFormat], chosen: BlockFormat, asked: bool) -> BlockFormat | None:
-    """Return the format that keeps a quantized tensor as it is, None where it is to be rounded (again)."""
-    if asked or chosen.name in PLAIN:
-        return chosen if chosen in held_by else None
+def _repacked(values: Lazy, chosen: BlockFormat, asked: bool) -> tuple[BlockFormat | None, str]:
+    """Return the format that takes the codes of a quantized tensor, None where its values are rounded; and the word for
+    it in the report."""
+    if chosen.name in PLAIN:
+        return None, DEQUANTIZED
     most = chosen.bits_per_weight + KEEPING_IS_WORTH
-    return next((format for format in held_by if format.bits_per_weight <= most), None)
+    for nearly, word in ((False, WITHOUT_LOSS), (True, SCALES_ROUNDED)):
+        for format in values.held_by(nearly):
+            if format == chosen if asked else format.bits_per_weight <= most:
+                return format, word
+    return None, REQUANTIZED
 
 
 def _error(checkpoint: Checkpoint, tensor: PlannedTensor, message: str) -> ModelFileError:

@@ -52,8 +52,11 @@ class Lazy(ABC):
             raise ValueError("the converter reshapes it")
         return None
 
-    def held_by(self) -> tuple[BlockFormat, ...]:
-        """Return the block formats that hold every value exactly, the smallest first; known of quantized sources."""
+    def held_by(self, nearly: bool = False) -> tuple[BlockFormat, ...]:
+        """Return the block formats that hold every value exactly, the smallest first; known of quantized sources.
+
+        nearly   those that hold the codes, beside scales rounded to float16
+        """
         return ()
 
     def packed(self, format: BlockFormat, begin: int, end: int) -> np.ndarray:
@@ -98,9 +101,9 @@ class Stored(Lazy):
     def change(self, changes: Mapping[str, LowRank]) -> LowRank | None:
         return changes.get(self.sources[0])
 
-    def held_by(self) -> tuple[BlockFormat, ...]:
+    def held_by(self, nearly: bool = False) -> tuple[BlockFormat, ...]:
         found = self._checkpoint.quantized(self.sources[0])
-        return found.held_by() if found is not None else ()
+        return found.held_by(nearly) if found is not None else ()
 
     def packed(self, format: BlockFormat, begin: int, end: int) -> np.ndarray:
         found = self._checkpoint.quantized(self.sources[0])
@@ -155,8 +158,8 @@ class _Ordered(_Made):
             return part.rows(0, 1)[:, self._order]
         return self._gathered(part.rows, begin, end)
 
-    def held_by(self) -> tuple[BlockFormat, ...]:
-        return () if self._is_vector else self._parts[0].held_by()
+    def held_by(self, nearly: bool = False) -> tuple[BlockFormat, ...]:
+        return () if self._is_vector else self._parts[0].held_by(nearly)
 
     def packed(self, format: BlockFormat, begin: int, end: int) -> np.ndarray:
         return self._gathered(lambda first, last: self._parts[0].packed(format, first, last), begin, end)
@@ -238,8 +241,8 @@ class _Reshaped(_Made):
         flat = part.rows(first, last).reshape(-1)
         return flat[begin * columns - first * there :][: (end - begin) * columns].reshape(-1, columns)
 
-    def held_by(self) -> tuple[BlockFormat, ...]:
-        return self._parts[0].held_by() if self._parts[0].shape[-1] == self.shape[-1] else ()
+    def held_by(self, nearly: bool = False) -> tuple[BlockFormat, ...]:
+        return self._parts[0].held_by(nearly) if self._parts[0].shape[-1] == self.shape[-1] else ()
 
     def packed(self, format: BlockFormat, begin: int, end: int) -> np.ndarray:
         return self._parts[0].packed(format, begin, end)
@@ -254,8 +257,8 @@ class _Stacked(_Made):
     def rows(self, begin: int, end: int) -> np.ndarray:
         return self._gathered(lambda part, first, last: part.rows(first, last), begin, end)
 
-    def held_by(self) -> tuple[BlockFormat, ...]:
-        first, *others = (part.held_by() for part in self._parts)
+    def held_by(self, nearly: bool = False) -> tuple[BlockFormat, ...]:
+        first, *others = (part.held_by(nearly) for part in self._parts)
         return tuple(format for format in first if all(format in other for other in others))
 
     def packed(self, format: BlockFormat, begin: int, end: int) -> np.ndarray:

@@ -9,19 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+WITHOUT_LOSS = "without loss"
+SCALES_ROUNDED = "scales rounded to float16"
+DEQUANTIZED = "dequantized"
+REQUANTIZED = "requantized"
+
 
 @dataclass(frozen=True)
 class TensorPlan:
     """One tensor as it is to be written: its format, its shape (rows first), and the bytes of its data in the file.
 
-    kept  how the source was quantized, where that is repacked without loss; "" otherwise
+    scheme    how the source was quantized; "" where it was not
+    repacked  what became of that: one of WITHOUT_LOSS, SCALES_ROUNDED, DEQUANTIZED and REQUANTIZED
     """
 
     name: str
     format: str
     shape: tuple[int, ...]
     nbytes: int
-    kept: str = field(default="", kw_only=True)
+    scheme: str = field(default="", kw_only=True)
+    repacked: str = field(default="", kw_only=True)
 
     @property
     def elements(self) -> int:
@@ -31,7 +38,7 @@ class TensorPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the tensor as values that `json.dumps` takes."""
         found = {"name": self.name, "type": self.format, "shape": list(self.shape), "bytes": self.nbytes}
-        return found | ({"kept_from": self.kept} if self.kept else {})
+        return found | ({"scheme": self.scheme, "repacked": self.repacked} if self.scheme else {})
 
 
 @dataclass(frozen=True)

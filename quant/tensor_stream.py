@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import ModelFileError
 from .formats import BlockFormat, TensorFormat, first_nonfinite
 from .gguf_writer import GgufWriter
-from .report import TensorPlan, TensorReport
+from .report import SCALES_ROUNDED, TensorPlan, TensorReport
 
 PIECE = 1 << 20
 """Elements of one piece: 4 MB as float32, which stays in a core's cache."""
@@ -42,7 +42,7 @@ class TensorSource:
     error    a message -> the error that says where the tensor was read
     release  called when it is written
     packed   (begin, end) -> uint8 [end - begin, row_bytes]: the rows in `format`, where the source has that already
-    kept     how the source was quantized, where that is repacked without loss
+    scheme, repacked   as in TensorPlan
     """
 
     name: str
@@ -52,12 +52,14 @@ class TensorSource:
     error: Callable[[str], ModelFileError]
     release: Callable[[], None]
     packed: Callable[[int, int], np.ndarray] | None = None
-    kept: str = ""
+    scheme: str = ""
+    repacked: str = ""
 
     @property
     def plan(self) -> TensorPlan:
         """The tensor as it will be in the file."""
-        return TensorPlan(self.name, self.format.name, self.shape, self.format.nbytes(self.shape), kept=self.kept)
+        nbytes = self.format.nbytes(self.shape)
+        return TensorPlan(self.name, self.format.name, self.shape, nbytes, scheme=self.scheme, repacked=self.repacked)
 
 
 _Result = tuple[np.ndarray, float, float, int]
@@ -95,9 +97,7 @@ def write_tensors(
             writer.write(tensor.name, _collect(_in_order(pool, _jobs(tensor)), sums, done, report_from))
             done += math.prod(tensor.shape)
             tensor.release()
-            plan = tensor.plan
-            error = sums.relative_error()
-            reports.append(TensorReport(plan.name, plan.format, plan.shape, plan.nbytes, error, kept=plan.kept))
+            reports.append(TensorReport(**vars(tensor.plan), relative_error=sums.relative_error()))
     return tuple(reports)
 
 
@@ -129,7 +129,8 @@ def _copy(tensor: TensorSource, begin: int, end: int) -> _Result:
     where = tensor.format.first_nonfinite(packed)
     if where is not None:
         raise tensor.error(f"has a {tensor.format.name} block that is not finite: number {where} from row {begin} on")
-    return packed, 0.0, 1.0, (end - begin) * tensor.shape[-1]
+    sums = _lost(tensor, packed, tensor.rows(begin, end)) if tensor.repacked == SCALES_ROUNDED else (0.0, 1.0)
+    return packed, *sums, (end - begin) * tensor.shape[-1]
 
 
 def _piece(tensor: TensorSource, begin: int, end: int) -> _Result:
@@ -142,13 +143,18 @@ def _piece(tensor: TensorSource, begin: int, end: int) -> _Result:
         return rows.view(np.uint8), 0.0, 1.0, rows.size
     assert isinstance(format, BlockFormat)
     packed = format.quantize(rows)
-    lost = format.dequantize(packed)
-    lost -= rows
-    sum_lost, sum_there = _square_sum(lost), _square_sum(rows)
+    sum_lost, sum_there = _lost(tensor, packed, rows)
     if not math.isfinite(sum_lost):
         largest = float(np.abs(rows).max())
         raise tensor.error(f"holds {largest:g}, which is too large for {format.name}; f32 and bf16 hold it")
     return packed, sum_lost, sum_there, rows.size
+
+
+def _lost(tensor: TensorSource, packed: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
+    """Return the squares of what `packed` lost of `rows`, and of these."""
+    lost = tensor.format.dequantize(packed)
+    lost -= rows
+    return _square_sum(lost), _square_sum(rows)
 
 
 def _square_sum(values: np.ndarray) -> float:

@@ -285,8 +285,8 @@ def positive(scheme: Scheme) -> Scheme:
     return Scheme(scheme.config, lambda base, value, rng: scheme.pack(base, np.abs(value), rng))
 
 
-# Scheme, and the format that keeps its matrices (each one of two) where q4_0 is asked for and where q8_0 is; None: they
-# are rounded again.
+# Scheme, and the format that keeps its matrices (each one of two) where q4_0 is asked for and where q8_0 is, starred
+# where scales are rounded to float16; None: they are requantized.
 SCHEMES: dict[str, tuple[Scheme, str | None, str | None]] = {
     "GPTQ 4 bits": (gptq(), "q4_0", "q4_0"),
     "GPTQ 4 bits, no g_idx, one group": (gptq(size=-1, g_idx=False), "q4_0", "q4_0"),
@@ -302,7 +302,7 @@ SCHEMES: dict[str, tuple[Scheme, str | None, str | None]] = {
     "AWQ": (awq(), "q5_0", "q5_0"),
     "NF4, double quantization": (bnb4(), None, None),
     "NF4, blocks across rows": (bnb4(block=48, nested=False), None, None),
-    "int8 of bitsandbytes": (bnb8(), None, None),
+    "int8 of bitsandbytes": (bnb8(), None, "q8_0*"),
     "FP8, tiles": (fp8(), None, None),
     "FP8, tiles that do not divide": (fp8((48, 40)), None, None),
     "FP8, one scale": (fp8(None, "tensor"), None, None),

@@ -44,14 +44,13 @@ NOT_WRITTEN = {
     "nvfp4": "llama-quantize does not offer it",
 }
 NO_ERROR = ("none: not written", "not compared")
-# Why matrices of a scheme are rounded again, by a part of its name.
+# Why matrices of a scheme are requantized, by a part of its name.
 ROUNDED = {
     "act-order": "columns of a group do not lie together",
     "groups of 16": "a scale of GGUF's belongs to 32 columns",
     "8 bits, zeros": "code - zero takes nine bits",
     "int8, zeros": "code - zero takes nine bits",
     "NF4": "no GGUF type has its values",
-    "int8 of": "its scales are float32",
     "FP8": "no GGUF type has floats of 8 bits",
     "8": "more than one bit above the type asked for",
 }
@@ -107,8 +106,10 @@ def document() -> str:
         "## Checkpoints that are quantized already", "",
         "Read, as float32, to the values of the scheme's formula. A matrix that a GGUF format holds exactly is kept in",
         "it, unless that takes more than one bit a weight above the type asked for, or another format was asked for by",
-        "`--tensor-type`, `--pure`, or F32, F16 and BF16; the others are rounded to the type asked for.",
-        "`convert --dry-run` shows which.", "",
+        "`--tensor-type`, `--pure`, or F32, F16 and BF16. Where one holds the codes, but a scale is float32 and has no",
+        "float16, codes are kept and scales rounded, each by at most one part in 2048 (rounding the values anew costs",
+        "more than ten times as much). The others are requantized: their values are rounded to the type asked for.",
+        "`convert` says how many tensors of which scheme went which way, and `convert --dry-run` which ones.", "",
         "| scheme | kept in, with --type q4_0 | kept in, with --type q8_0 |",
         "|---|---|---|",
     ]  # fmt: skip
@@ -137,5 +138,6 @@ def _run_as(format: TensorFormat) -> str:
 
 def _kept(scheme: str, format: str | None) -> str:
     if format:
-        return format.upper().replace(" ", " or ")
-    return f"rounded: {next(why for part, why in ROUNDED.items() if part in scheme)}"
+        name = format.strip("*").upper().replace(" ", " or ")
+        return f"{name}, scales rounded to float16" if "*" in format else name
+    return f"requantized: {next(why for part, why in ROUNDED.items() if part in scheme)}"

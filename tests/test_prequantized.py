@@ -21,6 +21,7 @@ from halfbyte.convert.conversion import plan_conversion
 from halfbyte.convert.lazy import Stored, stacked
 from halfbyte.errors import HalfbyteError, ModelFileError, UnsupportedError
 from halfbyte.quant.gguf_reader import open_gguf
+from halfbyte.quant.report import DEQUANTIZED, REQUANTIZED, SCALES_ROUNDED, WITHOUT_LOSS
 
 each = pytest.mark.parametrize("name", SCHEMES)
 
@@ -56,19 +57,29 @@ def test_what_a_format_holds_is_kept(tmp_path: Path, name: str) -> None:
     scheme, at_4, at_8 = SCHEMES[name]
     made.build(tmp_path / "m", scheme)
     report = convert_checkpoint(tmp_path / "m", tmp_path / "f32.gguf", "f32")
-    assert all(tensor.format == "f32" and not tensor.kept for tensor in report.tensors)
+    assert {tensor.format for tensor in report.tensors} == {"f32"}
+    assert {tensor.repacked for tensor in report.tensors if "_norm" not in tensor.name} == {"", DEQUANTIZED}
+    assert "7 tensors of" in report.notes[0] and report.notes[0].endswith("are dequantized")
     exact = projections(report.path)
     for type, kept in (("q4_0", at_4), ("q8_0", at_8)):
         report = convert_checkpoint(tmp_path / "m", tmp_path / f"{type}.gguf", type)
         for tensor, (format, rows) in projections(report.path).items():
-            assert format in (kept or type).split()
-            if kept:
+            assert format in (kept or type).strip("*").split()
+            if kept and "*" not in kept:
                 np.testing.assert_array_equal(rows, exact[tensor][1], err_msg=tensor)
+            elif kept:
+                np.testing.assert_allclose(rows, exact[tensor][1], rtol=2.0**-11, err_msg=tensor)
+        word = (SCALES_ROUNDED if "*" in kept else WITHOUT_LOSS) if kept else REQUANTIZED
         notes = " ".join(report.notes)
-        assert ("without loss" in notes, "rounded again" in notes) == (bool(kept), not kept), notes
-        plan = {tensor.name: tensor.kept for tensor in plan_conversion(tmp_path / "m", type)}
-        assert {tensor.name: tensor.kept for tensor in report.tensors} == plan
-        assert sum(map(bool, plan.values())) == (7 if kept else 0)
+        said = ("without loss" in notes, "rounded to float16" in notes, "rounded again" in notes)
+        assert said == tuple(word == other for other in (WITHOUT_LOSS, SCALES_ROUNDED, REQUANTIZED)), notes
+        plan = {tensor.name: (tensor.scheme, tensor.repacked) for tensor in plan_conversion(tmp_path / "m", type)}
+        assert {tensor.name: (tensor.scheme, tensor.repacked) for tensor in report.tensors} == plan
+        assert sorted(repacked for _, repacked in plan.values() if repacked) == [word] * 7
+        for tensor in report.tensors:
+            if tensor.scheme:
+                assert (tensor.relative_error == 0) == (word == WITHOUT_LOSS)
+                assert word != SCALES_ROUNDED or tensor.relative_error < 2.0**-11
 
 
 def test_the_whole_model_is_that_of_the_values(tmp_path: Path) -> None:
@@ -130,8 +141,8 @@ def test_what_is_asked_for_by_name_counts(tmp_path: Path) -> None:
     assert formats("q8_0", tensor_types=["ffn_up=q8_0"]) == {"q8_0"}
     assert formats("q8_0", pure=True) == {"q8_0"}
     assert formats("f16") == {"f16"}
-    kept = {t.kept for t in plan_conversion(tmp_path / "m", "q8_0", tensor_types=["ffn_up=q4_0"]) if "ffn_up" in t.name}
-    assert kept == {"gptq 4 bits"}
+    plan = plan_conversion(tmp_path / "m", "q8_0", tensor_types=["ffn_up=q4_0"])
+    assert {(t.scheme, t.repacked) for t in plan if "ffn_up" in t.name} == {("gptq 4 bits", WITHOUT_LOSS)}
 
 
 def test_scales_that_no_float16_holds_are_rounded(tmp_path: Path) -> None:
@@ -149,9 +160,9 @@ def test_scales_that_no_float16_holds_are_rounded(tmp_path: Path) -> None:
 
     scheme.pack = pack
     made.build(tmp_path / "m", scheme)
-    kept = {tensor.name: tensor.kept for tensor in plan_conversion(tmp_path / "m", "q8_0")}
-    assert kept["blk.0.ffn_up.weight"] == ""
-    assert kept["blk.0.ffn_down.weight"] == "compressed-tensors 4 bits"
+    found = {tensor.name: tensor.repacked for tensor in plan_conversion(tmp_path / "m", "q8_0")}
+    assert found["blk.0.ffn_up.weight"] == REQUANTIZED
+    assert found["blk.0.ffn_down.weight"] == WITHOUT_LOSS
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -203,7 +214,7 @@ def test_gpt_oss_keeps_its_experts(tmp_path: Path) -> None:
     tiny.write_safetensors(tmp_path / "plain/model.safetensors", plain, "f32")
     report = convert_checkpoint(tmp_path / "quantized", tmp_path / "quantized.gguf", "mxfp4_moe")
     experts = [tensor for tensor in report.tensors if tensor.name.endswith("_exps.weight")]
-    assert {(tensor.format, tensor.kept) for tensor in experts} == {("mxfp4", "mxfp4")}
+    assert {(tensor.format, tensor.scheme, tensor.repacked) for tensor in experts} == {("mxfp4", "mxfp4", WITHOUT_LOSS)}
     with (
         open_gguf(report.path) as found,
         open_gguf(convert_checkpoint(tmp_path / "plain", tmp_path / "f32.gguf", "f32").path) as expected,

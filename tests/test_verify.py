@@ -163,7 +163,7 @@ def test_parts_of_a_matrix_may_have_types_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["GPTQ 4 bits, zeros", "compressed-tensors int8", "NF4, double quantization"])
 def test_what_was_quantized_before_is_explained(tmp_path, scheme):
-    """Kept as it is, or rounded again."""
+    """Kept as it is, or requantized."""
     quantized_checkpoints.build(tmp_path / "checkpoint", SCHEMES[scheme][0])
     assert explained(tmp_path / "checkpoint", "q8_0")
 

@@ -49,8 +49,11 @@ class Quantized(ABC):
     def rows(self, begin: int, end: int) -> np.ndarray:
         """Return rows [begin, end) as float32 [end - begin, n_cols]."""
 
-    def held_by(self) -> tuple[BlockFormat, ...]:
-        """Return the block formats that hold every value exactly, the smallest first; reads the scales."""
+    def held_by(self, nearly: bool = False) -> tuple[BlockFormat, ...]:
+        """Return the block formats that hold every value exactly, the smallest first; reads the scales.
+
+        nearly   those that hold the codes, beside scales rounded to float16
+        """
         return ()
 
     def packed(self, format: BlockFormat, begin: int, end: int) -> np.ndarray:

@@ -39,7 +39,6 @@ def read(settings: Settings, store: Store) -> Reading:
         key = f"config.json {settings.place}bnb_4bit_quant_storage"
         raise UnsupportedError(key, storage, ("uint8",), settings.path)
     tensors: dict[str, Quantized] = {}
-    dropped = []
     for name in store.tensors:
         for suffix, kind in _STATES.items():
             if name.endswith(suffix):
@@ -48,11 +47,7 @@ def read(settings: Settings, store: Store) -> Reading:
         if name.endswith(".SCB"):
             base = name.removesuffix("SCB")
             tensors[f"{base}weight"] = _int8(store, base)
-        if name.endswith(".weight_format"):
-            if whole(store, name).reshape(-1).tolist() != [0]:
-                fail(store, name, "is not 0: the matrix is stored for a GPU's kernels; only rows are read")
-            dropped.append(name)
-    return Reading(tensors, tuple(dropped))
+    return Reading(tensors)
 
 
 def _int8(store: Store, base: str) -> Groups:
@@ -60,13 +55,18 @@ def _int8(store: Store, base: str) -> Groups:
     if len(weight.shape) != 2:
         fail(store, weight.name, f"has the shape {list(weight.shape)}; a matrix is allowed")
     rows, columns = weight.shape
+    sources, order = [weight.name, f"{base}SCB"], f"{base}weight_format"
+    if order in store.tensors:
+        if whole(store, order).reshape(-1).tolist() != [0]:
+            fail(store, order, "is not 0: the matrix is stored for a GPU's kernels; only rows are read")
+        sources.append(order)
     checked(store, f"{base}SCB", ("F32",), (rows,))
 
     def read_scales() -> Scales:
         scale = (floats(store, f"{base}SCB") / np.float32(127)).reshape(rows, 1)
         return Scales(scale, np.zeros((rows, 1), np.int32), np.zeros(columns, np.int64), -128, 127)
 
-    sources, read_packed = (weight.name, f"{base}SCB"), partial(whole, store, weight.name)
+    read_packed = partial(whole, store, weight.name)
     return Groups(store, "bitsandbytes int8", weight.shape, sources, read_scales, read_packed, part)
 
 

@@ -7,6 +7,9 @@ columns and its scale has a float16, a block of GGUF holds the same values:
     Q4_1   d = scale, q = code, m = -scale * zero    codes from 0 to 15, and m has a float16
     Q5_0   d = scale, q = v + 16            v from -16 to 15
     Q8_0   d = scale, q = v                 v from -128 to 127
+
+A scale that has no float16 but one within 2^-11 of itself makes blocks that are nearly the same: codes stay, and the
+values of a group all become larger or smaller by that part.  Rounding them anew costs ten times as much in 8 bits.
 """
 
 from __future__ import annotations
@@ -41,14 +44,14 @@ class Scales:
     lowest: int
     highest: int
 
-    def held_by(self) -> tuple[BlockFormat, ...]:
-        """Return the formats whose blocks hold any such codes with these scales, the smallest first."""
+    def held_by(self, nearly: bool) -> tuple[BlockFormat, ...]:
+        """Return the formats whose blocks hold any such codes with these scales (or near ones), the smallest first."""
         runs = self.group.reshape(-1, _BLOCK) if self.group.size % _BLOCK == 0 else None
-        if runs is None or (runs != runs[:, :1]).any() or not _has_float16(self.scale):
+        if runs is None or (runs != runs[:, :1]).any() or not _has_float16(self.scale, nearly):
             return ()
         low, high = self.lowest - int(self.zero.max()), self.highest - int(self.zero.min())
         found = [name for name, lowest, highest in _SYMMETRIC if lowest <= low and high <= highest]
-        if self.lowest >= 0 and self.highest <= 15 and _has_float16(self.scale * self.zero):
+        if not nearly and self.lowest >= 0 and self.highest <= 15 and _has_float16(self.scale * self.zero):
             found.append("q4_1")
         return tuple(sorted((FORMATS[name] for name in found), key=lambda format: format.block_bytes))
 
@@ -76,13 +79,14 @@ class Groups(Quantized):
         self._read_scales, self._read_packed, self._unpack = read_scales, read_packed, unpack
         self._lock = threading.Lock()
         self._held: tuple[Scales, np.ndarray] | None = None
-        self._formats: tuple[BlockFormat, ...] | None = None
+        self._formats: dict[bool, tuple[BlockFormat, ...]] = {}
 
-    def held_by(self) -> tuple[BlockFormat, ...]:
-        """Return the block formats that hold every value exactly, the smallest first; reads the scales."""
-        if self._formats is None:
-            self._formats = self._read_scales().held_by()
-        return self._formats
+    def held_by(self, nearly: bool = False) -> tuple[BlockFormat, ...]:
+        """Return the block formats that hold the codes, the smallest first; reads the scales, which have to have
+        float16s, or `nearly` ones."""
+        if nearly not in self._formats:
+            self._formats[nearly] = self._read_scales().held_by(nearly)
+        return self._formats[nearly]
 
     def rows(self, begin: int, end: int) -> np.ndarray:
         """Return rows [begin, end) as float32 [end - begin, n_cols]."""
@@ -119,10 +123,11 @@ class Groups(Quantized):
         return scales, self._unpack(packed, begin, end) - scales.zero[begin:end, scales.group]
 
 
-def _has_float16(values: np.ndarray) -> bool:
-    """Whether every one of float32 `values` is a finite float16."""
-    with np.errstate(over="ignore"):
-        return bool((values.astype(np.float16).astype(np.float32) == values).all() and np.isfinite(values).all())
+def _has_float16(values: np.ndarray, nearly: bool = False) -> bool:
+    """Whether every one of float32 `values` is a finite float16, or `nearly`: within 2^-11 of itself."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost = np.abs(values.astype(np.float16).astype(np.float32) - values)
+        return bool((lost <= (np.abs(values) * 2.0**-11 if nearly else 0)).all())
 
 
 def _pack(codes: np.ndarray, format: BlockFormat) -> np.ndarray:

@@ -43,7 +43,7 @@ class _Blocks(Quantized):
         """Return rows [begin, end) as float32 [end - begin, n_cols]."""
         return _FORMAT.dequantize(self.packed(_FORMAT, begin, end))
 
-    def held_by(self) -> tuple[BlockFormat, ...]:
+    def held_by(self, nearly: bool = False) -> tuple[BlockFormat, ...]:
         """Return MXFP4."""
         return (_FORMAT,)
 
