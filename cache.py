@@ -25,6 +25,7 @@ from .errors import HalfbyteWarning, UsageError
 
 TEMPORARY = ".tmp"  # how the names of entries end that are being written
 _DIGEST_BYTES = 32
+_LARGEST = 64 << 20  # bytes; no entry comes near
 _one_at_a_time = threading.Lock()
 _stand_ins: dict[Path, Path] = {}  # the folder that cannot be written, the one in its place
 
@@ -114,7 +115,7 @@ class DamagedEntry(Exception):
 def read_entry(file: Path) -> bytes | None:
     """Return the content that `write_entry` stored under `file`, None when nothing is there.
 
-    Raises DamagedEntry for all else: cut short, changed, another entry's, a link, not a file, of another user.
+    Raises DamagedEntry for all else: cut short, changed, too large, another entry's, a link, no file, another user's.
     """
     try:
         stored = _read_own(file)
@@ -138,7 +139,9 @@ def _read_own(file: Path) -> bytes:
             raise DamagedEntry("is not a file")
         if hasattr(os, "getuid") and found.st_uid != os.getuid():
             raise DamagedEntry(f"belongs to user {found.st_uid}")
-        return opened.read()
+        if found.st_size > _LARGEST:
+            raise DamagedEntry(f"has {found.st_size} bytes")
+        return opened.read(_LARGEST)
 
 
 def _digest(file: Path, content: bytes) -> bytes:

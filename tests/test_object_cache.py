@@ -1,8 +1,6 @@
 """The kernel cache on disk: whatever lies in it, the model says the same; and it is kept small, whole and private."""
 
-import hashlib
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -10,17 +8,16 @@ import time
 import warnings
 
 import pytest
+from damaged_cache import ENTRY, FOLDER, POSIX
 
-from halfbyte.cache import write_entry
 from halfbyte.errors import HalfbyteWarning
 from halfbyte.quant.gguf_reader import open_gguf
 from halfbyte.runtime.engine.engine import Engine
 from halfbyte.runtime.kernels.jit import Library, object_cache
 from halfbyte.runtime.kernels.object_cache import ObjectCache
+from halfbyte.runtime.kernels.sync import alone_kernel, lead_kernel, work_kernel
 from halfbyte.runtime.kernels.targets import host_target
 from halfbyte.runtime.options import RuntimeOptions
-
-POSIX = os.name == "posix"
 
 
 @pytest.fixture(scope="module")
@@ -59,86 +56,12 @@ def warm(cache, tiny_gguf):
     return tokens, object_cache(host_target()).folder
 
 
-def flip(file, place):
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1
-    file.write_bytes(content)
-
-
-def old_layout(file):
-    """What an entry was before its name was part of the digest."""
-    code = file.read_bytes()[32:]
-    file.write_bytes(hashlib.sha256(code).digest() + code)
-
-
-def of_other_version(file):
-    """A whole entry of the same kernel, made for another CPU or by other sources."""
-    other = file.parent.parent / "other-version"
-    other.mkdir(exist_ok=True)
-    write_entry(other / file.name, file.read_bytes()[32:])
-    (other / file.name).replace(file)
-
-
-def replaced(make):
-    """Return a damage that puts what `make(file)` makes in the place of the file."""
-
-    def damage(file):
-        file.unlink()
-        make(file)
-
-    return damage
-
-
-def full_folder(file):
-    file.mkdir()
-    (file / "inside").write_text("x")
-
-
-def link_to_whole(file):
-    shutil.copy(file, file.with_suffix(".whole"))
-    file.unlink()
-    file.symlink_to(file.with_suffix(".whole"))
-
-
-DAMAGES = {
-    "truncated": lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
-    "last byte missing": lambda f: f.write_bytes(f.read_bytes()[:-1]),
-    "empty": lambda f: f.write_bytes(b""),
-    "shorter than a digest": lambda f: f.write_bytes(f.read_bytes()[:20]),
-    "digest only": lambda f: f.write_bytes(f.read_bytes()[:32]),
-    "longer": lambda f: f.write_bytes(f.read_bytes() + b"\0"),
-    "a flipped bit in the code": lambda f: flip(f, 600),
-    "a flipped bit in the digest": lambda f: flip(f, 3),
-    "a flipped bit at the end": lambda f: flip(f, -1),
-    "zeros": lambda f: f.write_bytes(bytes(f.stat().st_size)),
-    "text": lambda f: f.write_text("not an object file\n" * 9),
-    "object code without a digest": lambda f: f.write_bytes(f.read_bytes()[32:]),
-    "the layout before": old_layout,
-    "another kernel's entry": lambda f: shutil.copy(sorted(f.parent.glob("hb_work*.o"))[0], f),
-    "another version's entry": of_other_version,
-    "a folder": replaced(lambda f: f.mkdir()),
-    "a folder with a file": replaced(full_folder),
-}
-if POSIX:
-    DAMAGES |= {
-        "a link to nothing": replaced(lambda f: f.symlink_to("nothing")),
-        "a link to itself": replaced(lambda f: f.symlink_to(f.name)),
-        "a link to a whole entry": link_to_whole,
-        "a link to a device without end": replaced(lambda f: f.symlink_to("/dev/zero")),
-        "a pipe": replaced(os.mkfifo),
-    }
-    if os.geteuid() == 0:  # only root can give a file away
-        DAMAGES["another user's file"] = lambda f: os.chown(f, 12345, 12345)
-    else:
-        DAMAGES["unreadable"] = lambda f: f.chmod(0)
-
-
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("kind", ENTRY)
 def test_a_damaged_entry_is_told_once_and_made_anew(kind, warm, tiny_gguf):
     tokens, folder = warm
     file = min(folder.glob("hb_norm*.o"), key=lambda f: f.stat().st_size)
     whole = file.read_bytes()
-    DAMAGES[kind](file)
+    ENTRY[kind](file)
     found, said = start(tiny_gguf)
     assert found == tokens
     assert len(said) == 1
@@ -147,6 +70,29 @@ def test_a_damaged_entry_is_told_once_and_made_anew(kind, warm, tiny_gguf):
     assert not file.is_symlink()
     assert file.read_bytes() == whole, "it is repaired"
     assert start(tiny_gguf) == (tokens, [])
+
+
+@pytest.mark.parametrize("kind", FOLDER)
+def test_a_damaged_folder_is_told_in_one_line_or_none(kind, tmp_path, monkeypatch):
+    """Three small kernels; damaged_cache.py, run as a script, does this to whole models."""
+    monkeypatch.setenv("HALFBYTE_CACHE_DIR", str(tmp_path / "cache"))
+    kernels = [lead_kernel(), work_kernel(), alone_kernel()]
+    object_cache.cache_clear()
+    Library().load(kernels)
+    folder = object_cache(host_target()).folder
+    whole = {file.name: file.read_bytes() for file in folder.glob("hb_*.o")}
+    damage, lines = FOLDER[kind]
+    damage(folder)
+    object_cache.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", HalfbyteWarning)
+        library = Library()
+        library.load(kernels)
+    assert all(library.address(kernel) for kernel in kernels)
+    assert len(caught) <= lines, [str(w.message) for w in caught]
+    now = object_cache(host_target()).folder
+    assert {name: (now / name).read_bytes() for name in whole} == whole
+    object_cache.cache_clear()
 
 
 def test_many_damaged_entries_are_told_in_one_line(warm, tiny_gguf):
@@ -158,6 +104,21 @@ def test_many_damaged_entries_are_told_in_one_line(warm, tiny_gguf):
     assert found == tokens
     assert len(said) == 1
     assert f"and {len(files) - 1} more" in said[0]
+
+
+def test_damage_is_told_once_a_process(warm):
+    folder = warm[1]
+    cache = ObjectCache(folder.name)
+    names = ["one", "two"]
+    for name in names:
+        (folder / f"{name}.o").write_text("damaged")
+    with pytest.warns(HalfbyteWarning, match=names[0]):
+        assert cache.read(names[:1]) == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cache.read(names[1:]) == {}
+    for name in names:
+        (folder / f"{name}.o").unlink()
 
 
 def test_an_absent_entry_is_made_without_a_word(warm, tiny_gguf):

@@ -30,6 +30,7 @@ class ObjectCache:
 
     def __init__(self, version: str):
         self.folder: Path | None = None
+        self._told = False
         try:
             self.folder = cache_folder("kernels", version)
             _upkeep(self.folder)
@@ -41,7 +42,7 @@ class ObjectCache:
         return self.folder is not None and (self.folder / f"{name}{_SUFFIX}").exists()
 
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Return what is kept under `names`, by name; what is absent or damaged is left out."""
+        """Return what is kept under `names`, by name; what is absent or damaged is left out, and told of once."""
         found: dict[str, bytes] = {}
         damaged: list[str] = []
         if self.folder is None:
@@ -55,7 +56,8 @@ class ObjectCache:
                 continue
             if content is not None:
                 found[name] = content
-        if damaged:
+        if damaged and not self._told:
+            self._told = True
             more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             message = f"kernel cache {self.folder}: {damaged[0]}{more}; compiled anew"
             warnings.warn(message, HalfbyteWarning, stacklevel=2)
