@@ -28,7 +28,7 @@ ARM_PACKAGES = (
 )  # fmt: skip
 # What kernels, their tests and a generation import, in the versions that are here.  LLVM's must be the same.
 WHEELS = (
-    "gguf", "huggingface_hub", "jinja2", "llvmlite", "ml_dtypes", "numba", "numpy", "platformdirs", "pytest",
+    "gguf", "huggingface_hub", "jinja2", "llvmlite", "ml_dtypes", "numpy", "platformdirs", "pytest",
     "safetensors", "sentencepiece", "tokenizers",
 )  # fmt: skip
 WHEEL_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
