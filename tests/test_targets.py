@@ -6,7 +6,10 @@ import pytest
 from command_line import assert_clean_error, halfbyte
 
 from halfbyte.errors import UnsupportedError
-from halfbyte.runtime.kernels.targets import TARGETS, host_features, make_target, runnable
+from halfbyte.runtime.kernels.jit import assembly
+from halfbyte.runtime.kernels.matmul import matmul_kernel
+from halfbyte.runtime.kernels.target_arm import NeonI8mm
+from halfbyte.runtime.kernels.targets import TARGETS, cpu_to_compile_for, host_features, make_target, runnable
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -49,3 +52,11 @@ def test_withheld_instructions_are_off():
     features = make_target("portable").features.split(",")
     assert any(f.startswith("-avx") for f in features) or not host_features().get("avx")
     assert "+avx2" not in features
+
+
+@pytest.mark.parametrize("cpu", ["oryon-1", "ampere1b"])
+def test_a_cpu_that_llvm_cannot_make_code_for_is_a_generic_one(cpu):
+    """LLVM ends the process over these, so this one does not try them."""
+    target = NeonI8mm("aarch64-unknown-linux-gnu", cpu_to_compile_for(cpu), "+neon,+dotprod,+i8mm")
+    assert "smmla" in assembly(matmul_kernel("q4_0", False), target)
+    assert cpu_to_compile_for("cortex-a76") == "cortex-a76"

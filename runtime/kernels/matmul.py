@@ -76,7 +76,8 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool) ->
         first = chunk.value * a.chunk
         end = e.min(first + a.chunk, w.n_panels)
         panel = e.var(first)
-        if isinstance(layout, BlockLayout) and layout.parts == 1 and _shape(e, layout, activations)[0] < STREAMS:
+        blocks_alone = isinstance(layout, BlockLayout) and layout.parts == 1 and activations == "int8"
+        if blocks_alone and _shape(e, layout, activations)[0] < STREAMS:
             alone = first_row + 1 >= end_row
             with e.repeat_while() as go_on_if_two:
                 go_on_if_two(alone & (panel.value + STREAMS <= end))
@@ -93,9 +94,7 @@ def _shape(e: Emitter, layout: Layout, activations: str) -> tuple[int, int]:
     """Panels and rows of one micro-kernel call."""
     if activations == "f32" and isinstance(layout, BlockLayout):
         return 1, e.target.shapes[0][1]  # two panels take twice as long to compile
-    if isinstance(layout, BlockLayout):
-        return e.target.shapes[layout.parts > 1]
-    return e.target.float_shape or e.target.shapes[0]
+    return e.target.shapes[0 if isinstance(layout, FloatLayout) else 1 if layout.parts == 1 else 2]
 
 
 def _rows(

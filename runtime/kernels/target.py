@@ -20,6 +20,8 @@ Columns = Callable[[int, int], Value]
 # The products of 32 columns, four at a time: the weights of each panel, and the activations from these columns on.
 Steps = Iterable[tuple[list[Value], Columns]]
 
+Shapes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
 ACTIVATION_MAX = 127  # |activation code| <= 127; a weight code may be -128
 
 
@@ -36,11 +38,10 @@ class Target:
     withholds: ClassVar[tuple[str, ...]] = ()  # prefixes of features LLVM may not use here
     lanes: ClassVar[int]
     tile: ClassVar[int]  # activation rows that share a record (activations.py)
-    # Panels by rows of a micro-kernel, for blocks of 32 columns and for super-blocks; rows divide `tile`.  Two panels
-    # share each load of activations, where that is an instruction; the scales of two super-blocks crowd out the
-    # first-level cache.
-    shapes: ClassVar[tuple[tuple[int, int], tuple[int, int]]]
-    float_shape: ClassVar[tuple[int, int] | None] = None  # for float types, where it is not that of 32-column blocks
+    # Panels by rows of a micro-kernel, for floats, blocks of 32 columns and super-blocks (whose rows divide `tile`).
+    # Two panels share each load of activations, where that is an instruction; the scales of two super-blocks crowd out
+    # the first-level cache.
+    shapes: ClassVar[Shapes]
     together: ClassVar[int] = 1  # steps of neighbouring columns that `dots` wants one after the other
     weight_offset: ClassVar[int] = 0  # signed weights are stored as code + offset, so 128 makes them unsigned
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
@@ -115,7 +116,7 @@ class Portable(Target):
 
     name = "portable"
     withholds = ("avx", "amx", "f16c", "fma", "vaes", "vpclmulqdq", "sha512", "sm3", "sm4")  # all of AVX: some imply it
-    lanes, tile, shapes = 4, 4, ((1, 4), (1, 4))
+    lanes, tile, shapes = 4, 4, ((1, 4), (1, 4), (1, 4))
     has_half = False
 
     def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:

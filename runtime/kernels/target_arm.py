@@ -13,7 +13,7 @@ from itertools import islice
 from typing import ClassVar
 
 from .emit import I8, I16, I32, I64, Emitter, Value, vec
-from .target import ACTIVATION_MAX, Columns, Steps, Target
+from .target import ACTIVATION_MAX, Columns, Shapes, Steps, Target
 
 _BYTES, _WORDS = vec(I8, 16), vec(I32, 4)
 
@@ -25,7 +25,7 @@ class Neon(Target):
     requires: ClassVar[tuple[str, ...]] = ("neon",)
     withholds: ClassVar[tuple[str, ...]] = ("dotprod", "i8mm")
     lanes, tile = 4, 4
-    shapes: ClassVar[tuple[tuple[int, int], tuple[int, int]]] = ((1, 4), (1, 4))
+    shapes: ClassVar[Shapes] = ((2, 8), (1, 4), (1, 4))
 
     def lookup(self, e: Emitter, table: list[int], indices: Value) -> Value:
         """tbl looks up 16 bytes."""
@@ -63,7 +63,7 @@ class NeonDot(Neon):
     name = "neon_dotprod"
     requires: ClassVar[tuple[str, ...]] = ("neon", "dotprod")
     withholds: ClassVar[tuple[str, ...]] = ("i8mm",)
-    tile, shapes, together = 6, ((1, 6), (1, 6)), 4
+    tile, shapes, together = 6, ((2, 8), (1, 6), (1, 6)), 4
 
     def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
         sums: list[list[Value]] = []

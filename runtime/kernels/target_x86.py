@@ -40,9 +40,9 @@ class Avx512Vnni(_Vnni):
     requires = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
     withholds = ("amx",)
     # Products take activations as broadcast operands, which cost no instruction.  One panel by twelve rows is so 160
-    # instructions for 96 products, two by six 220 to 270: prompts are 10 to 28 % slower with those.  Rows of float
-    # activations lie apart, and their addresses cost more: there two by six are 10 to 20 % faster.
-    lanes, tile, shapes, float_shape = 16, 12, ((1, 12), (1, 12)), (2, 6)
+    # instructions for 96 products, two by six 220 to 270: prompts are 10 to 28 % slower with those.  Rows of floats lie
+    # apart, and their addresses cost more: there two by six are 10 to 20 % faster.
+    lanes, tile, shapes = 16, 12, ((2, 6), (1, 12), (1, 12))
     _instruction = "llvm.x86.avx512.vpdpbusd.512"
 
     def scaled(self, e: Emitter, x: Value, n: Value) -> Value:
@@ -56,7 +56,7 @@ class AvxVnni(_Vnni):
     name = "avx_vnni"
     requires = ("avx2", "fma", "f16c", "avxvnni")
     withholds = ("avx512", "amx", "avx10")
-    lanes, tile, shapes = 8, 12, ((2, 4), (1, 6))
+    lanes, tile, shapes = 8, 12, ((2, 4), (2, 4), (1, 6))
     _instruction = "llvm.x86.avx512.vpdpbusd.256"
 
 
@@ -66,7 +66,7 @@ class Avx2(_X86):
     name = "avx2"
     requires = ("avx2", "fma", "f16c")
     withholds = ("avx512", "amx", "avx10", "avxvnni")
-    lanes, tile, shapes = 8, 12, ((2, 4), (1, 6))
+    lanes, tile, shapes = 8, 12, ((2, 4), (2, 4), (1, 6))
 
     def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
         bytes_, words = vec(I8, 4 * self.lanes), vec(I16, 2 * self.lanes)

@@ -20,6 +20,14 @@ from .target_x86 import Avx2, Avx512Vnni, AvxVnni
 
 TARGETS: dict[str, type[Target]] = {t.name: t for t in (Avx512Vnni, AvxVnni, Avx2, NeonI8mm, NeonDot, Neon, Portable)}
 
+# LLVM 22 lacks timings of instructions that it makes for these; llvmlite's build checks that and ends the process.
+_WITHOUT_TIMINGS = ("ampere1b", "oryon-1")
+
+
+def cpu_to_compile_for(name: str) -> str:
+    """Return LLVM's name `name` of a CPU, or "generic" where code for it can not be made."""
+    return "generic" if name in _WITHOUT_TIMINGS else name
+
 
 @functools.cache
 def host_features() -> dict[str, bool]:
@@ -53,7 +61,7 @@ def make_target(name: str, have: Mapping[str, bool] | None = None) -> Target:
     flags = (
         f"{'+' if on and not f.startswith(kind.withholds or ('?',)) else '-'}{f}" for f, on in sorted(features.items())
     )
-    return kind(llvm.get_process_triple(), llvm.get_host_cpu_name(), ",".join(flags))
+    return kind(llvm.get_process_triple(), cpu_to_compile_for(llvm.get_host_cpu_name()), ",".join(flags))
 
 
 @functools.cache
