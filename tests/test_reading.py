@@ -1,0 +1,81 @@
+"""Kernels for other CPUs hold the instructions that they are meant to, and nothing that they are not: read from their
+assembly (reading.py).  A few types; HALFBYTE_WRITE_GOLDEN=1 reads all and writes the tables of docs/kernels.md."""
+
+import os
+import re
+
+import pytest
+from reading import (
+    CPUS,
+    DOCUMENT,
+    LLVM,
+    Cpu,
+    cell,
+    document,
+    documented,
+    listing,
+    prompt_and_single,
+    tiles,
+)
+
+from halfbyte.runtime.kernels import attention, elementwise, norms, rope
+from halfbyte.runtime.kernels.activations import Sink
+from halfbyte.runtime.kernels.layouts import Correction
+from halfbyte.runtime.kernels.matmul import matmul_kernel
+from halfbyte.runtime.kernels.panels import LAYOUTS
+
+ONE_EACH = list({cpu.target: cpu for cpu in CPUS.values()}.values())  # a CPU of each target
+WRITE = bool(os.environ.get("HALFBYTE_WRITE_GOLDEN"))
+READ = [(name, cpu) for name in LAYOUTS for cpu in CPUS.values()] if WRITE else [
+    *(("q4_0", cpu) for cpu in CPUS.values()), *((name, cpu) for name in ("q6_k", "f16") for cpu in ONE_EACH)
+]  # fmt: skip
+# Vectors that one turn of the inner loop may write to the stack.  With 16 registers eight sums of AVX2 do not fit
+# beside what they are made of; writing them costs less than a smaller tile.
+MAX_SPILLS = {"avx512_vnni": 4, "avx_vnni": 9, "avx2": 30, "portable": 45, "neon": 8, "neon_dotprod": 3, "neon_i8mm": 7}
+
+every_product = pytest.mark.parametrize(("name", "cpu"), READ, ids=lambda x: x if isinstance(x, str) else x.name)
+
+
+@every_product
+def test_inner_loops_hold_the_dot_product_and_no_call(name: str, cpu: Cpu) -> None:
+    """tiles() finds one inner loop for each tile, and in it as many products as the tile has."""
+    for tile in tiles(name, cpu):
+        vector = {"avx512_vnni": "%zmm", "avx_vnni": "%ymm", "avx2": "%ymm"}.get(cpu.target, "")
+        assert all(vector in i.operands for i in tile.dots)
+        assert tile.spills <= MAX_SPILLS[cpu.target], (
+            f"{name} on {cpu.name}, {tile.panels} x {tile.rows}: {tile.spills}"
+        )
+        if name != "f16" and cpu.target == "neon_i8mm":
+            assert {i.mnemonic for i in tile.dots} == {"sdot" if tile.rows == 1 else "smmla"}
+    assert listing(matmul_kernel(name, False), cpu).calls == set()
+
+
+@pytest.mark.parametrize("cpu", ONE_EACH, ids=lambda cpu: cpu.name)
+def test_other_kernels_call_nothing(cpu: Cpu) -> None:
+    """Least of all what converts a float16 or rounds where the CPU could not."""
+    narrow, wide = Sink(False, True, (Correction(-8),)), Sink(True, True, (Correction(None),), 256)
+    kernels = [
+        elementwise.quantize_kernel(narrow), elementwise.quantize_kernel(wide), elementwise.embed_kernel("q6_k"),
+        elementwise.activate_kernel("silu", True, wide), norms.norm_kernel("rms", narrow),
+        norms.norm_kernel("layer", wide), norms.head_norm_kernel("rms"), rope.rope_kernel(64, 64, False, "f16"),
+    ]  # fmt: skip
+    for kernel in kernels:
+        assert listing(kernel, cpu).calls == set(), kernel.name
+
+
+@pytest.mark.parametrize("name", ["x86-64-v2", "cortex-a76"])
+def test_attention_calls_nothing(name: str) -> None:
+    assert listing(attention.attention_kernel(attention.Shape(64, 4, "f16")), CPUS[name]).calls == set()
+
+
+def test_the_document_has_these_tables() -> None:
+    if WRITE:
+        DOCUMENT.write_text(document(DOCUMENT.read_text("utf-8")), "utf-8")
+    made_with = re.search(r"LLVM (\d+\.\d+\.\d+)", DOCUMENT.read_text("utf-8"))[1]
+    if made_with != LLVM:
+        pytest.skip(f"docs/kernels.md was made with LLVM {made_with}, this is {LLVM}")
+    for name, cpu in READ:
+        for tile, (cost, spills) in zip(prompt_and_single(name, cpu), documented(name, cpu), strict=True):
+            stale = f"{name} on {cpu.name}: {cell(tile)}; HALFBYTE_WRITE_GOLDEN=1 pytest {__file__} writes it anew"
+            assert tile.cost == pytest.approx(cost, rel=0.02), stale
+            assert abs(tile.spills - spills) <= 1, stale
