@@ -85,17 +85,10 @@ def document() -> str:
         "quantizer's file gives here what our own Q8_0 gives, bit for bit.", "", _HEAD, *_described(ROWS), "",
         "Encoders: the rows of the last layer lie within 0.001 of the last hidden state of `transformers`, and texts",
         "in one step give the same bits as each alone. llama.cpp loads our file in F32 and F16, and the cosine of its",
-        "embeddings and ours is above 0.9999.", "",
-        "| class in config.json | general.architecture | variations | equals `transformers` | llama.cpp and ours |",
-        "|---|---|---|---|---|", *_described(ENCODERS), "",
-        "Decoders that embed texts, whose checkpoints have no matrix for logits: compared in the same way, and pooled",
-        "as the files of sentence-transformers beside them say.", "",
-        "| class in config.json | general.architecture | variations | equals `transformers` | llama.cpp and ours |",
-        "|---|---|---|---|---|", *_described(EMBEDDERS),
-    ),
-    Row(
         "embeddings and ours is above 0.9999; of its quantizer's Q8_0 above 0.999.", "", _HEAD, *_described(ENCODERS),
-        "", "How positions are rotated: [rotary-positions.md](rotary-positions.md).",
+        "", "Decoders that embed texts, whose checkpoints have no matrix for logits: compared in the same way, and",
+        "pooled as the files of sentence-transformers beside them say.", "", _HEAD, *_described(EMBEDDERS), "",
+        "How positions are rotated: [rotary-positions.md](rotary-positions.md).",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

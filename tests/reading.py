@@ -120,7 +120,8 @@ def tiles(name: str, cpu: Cpu) -> list[Tile]:
     pattern = _FLOAT if is_float else "|".join(DOTS[cpu.target])
     loops = [loop for loop in listing(matmul_kernel(name, False), cpu).loops if loop.matching(pattern)]
     panels, height = target.shapes[0 if is_float else 1 if parts == 1 else 2]
-    shapes = [
+    shapes = [(target.streams, 1)] if parts == 1 and not is_float and target.streams > 1 else []
+    shapes += [
         (p, rows) for p in dict.fromkeys((panels, 1)) for rows in (height, *(n for n in (8, 4, 2, 1) if n < height))
     ]
     assert len(loops) == len(shapes), f"{name} on {cpu.name}: {len(loops)} loops with products for tiles {shapes}"
@@ -137,7 +138,7 @@ def tiles(name: str, cpu: Cpu) -> list[Tile]:
 def prompt_and_single(name: str, cpu: Cpu) -> tuple[Tile, Tile]:
     """The largest tile, which reads prompts, and the widest of one row, which generates."""
     found = tiles(name, cpu)
-    return found[0], next(tile for tile in found if tile.rows == 1)
+    return next(tile for tile in found if tile.rows > 1), next(tile for tile in found if tile.rows == 1)
 
 
 def document(text: str) -> str:
