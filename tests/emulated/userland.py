@@ -76,7 +76,8 @@ def _debian(folder: Path) -> None:
         options = {
             "Dir::State": work, "Dir::State::lists": work / "lists", "Dir::State::status": "/dev/null",
             "Dir::Cache": work, "Dir::Etc::sourcelist": work / "sources.list", "Dir::Etc::sourceparts": "-",
-            "Acquire::Languages": "none", "Acquire::Retries": 3, "APT::Sandbox::User": "root",
+            "Acquire::Languages": "none", "Acquire::Retries": 3, "APT::Update::Error-Mode": "any",
+            "APT::Sandbox::User": "root",
         }  # fmt: skip
         apt = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in options.items())]
         apt += [f"-oAPT::Architectures::={name}" for name in ("amd64", "arm64")]
