@@ -3,6 +3,7 @@
 A process of its own loses what such a system has not: POSIX-only modules, functions of os, and constants of mmap.
 """
 
+import ast
 import os
 import subprocess
 import sys
@@ -32,6 +33,11 @@ ABSENT_IN_OS = {
 ABSENT_IN_MMAP = {
     "win32": "MADV_DONTNEED MADV_HUGEPAGE MAP_ANONYMOUS MAP_ANON MAP_PRIVATE MAP_SHARED PROT_READ PROT_WRITE",
     "darwin": "MADV_HUGEPAGE MAP_POPULATE",
+}
+
+ABSENT_IN_SIGNAL = {
+    "win32": "SIGALRM SIGCHLD SIGCONT SIGHUP SIGKILL SIGPIPE SIGQUIT SIGSTOP SIGTSTP SIGUSR1 SIGUSR2 SIGWINCH SIGXFSZ",
+    "darwin": "SIGPOLL SIGPWR SIGRTMIN SIGRTMAX SIGSTKFLT",
 }
 
 FAKE = """
@@ -84,13 +90,51 @@ machine = this_machine()
 assert 1 <= machine.default_threads <= machine.logical_cores
 from halfbyte.runtime.engine.memory import Memory
 assert Memory(1 << 22, "a test").address
+from pathlib import Path
+from halfbyte.quant.whole_file import WholeFile
+out = WholeFile(folder / "whole", "choose another name")
+out.write(b"whole")
+out.flush()
+out.publish()
+assert (folder / "whole").read_bytes() == b"whole"
+from halfbyte.hub.store import find_path, models_folder
+assert find_path("owner/name") == "owner/name"
+assert models_folder() == Path(os.environ["HALFBYTE_MODELS_DIR"])
+from halfbyte.commands.doctor import _facts
+assert _facts()["kernel_cache"]
 from halfbyte.convert.source import read_whole
 (folder / "file").write_bytes(b"some bytes")
 assert read_whole(folder / "file", 100) == b"some bytes"
 from halfbyte import LLM
-with LLM(sys.argv[5], threads=2, context=32) as llm:
+with LLM(sys.argv[5], threads=2, context=32) as llm:  # compiled here, by helpers too
     print(llm.generate("the", max_tokens=4, temperature=0).text)
 """
+
+
+def sources():
+    """The package's files."""
+    return [f for f in sorted(ROOT.rglob("*.py")) if f.relative_to(ROOT).parts[0] not in ("tests", "training", ".venv")]
+
+
+def lacking(text, system):
+    """What `text` uses that `system` lacks and that it does not ask for: (line, name).
+
+    Whoever asks writes hasattr or getattr with the name in the same file, or hasattr of a name that comes with it in
+    the same line; a module is imported in a try.
+    """
+    absent = {"os": ABSENT_IN_OS, "mmap": ABSENT_IN_MMAP, "signal": ABSENT_IN_SIGNAL}
+    tree = ast.parse(text)
+    tried = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Try) for part in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in absent:
+            module, name = node.value.id, node.attr
+            asked = any(f'{ask}({module}, "{name}"' in text for ask in ("hasattr", "getattr"))
+            asked |= f"hasattr({module}, " in text.splitlines()[node.lineno - 1]
+            if name in absent[module][system].split() and not asked:
+                yield node.lineno, f"{module}.{name}"
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in tried:
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            yield from ((node.lineno, name) for name in names if name in ABSENT_MODULES[system])
 
 
 def process(script, system, *words, cache):
@@ -98,10 +142,27 @@ def process(script, system, *words, cache):
     absent = (" ".join(ABSENT_MODULES[system]), ABSENT_IN_OS[system], ABSENT_IN_MMAP[system])
     done = subprocess.run(
         [sys.executable, "-c", FAKE + script, system, *absent, *map(str, words)],
-        env=os.environ | {"HALFBYTE_CACHE_DIR": str(cache)}, capture_output=True, encoding="utf-8", check=False,
+        env=os.environ | {"HALFBYTE_CACHE_DIR": str(cache), "HALFBYTE_MODELS_DIR": str(cache / "models")},
+        capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("system", ["win32", "darwin"])
+def test_what_a_system_lacks_is_asked_for_before_it_is_used(system):
+    found = {file: list(lacking(file.read_text("utf-8"), system)) for file in sources()}
+    assert len(found) > 200
+    assert not {file: names for file, names in found.items() if names}
+
+
+def test_use_without_asking_is_found():
+    """The check above, checked."""
+    assert list(lacking("import os\nos.getuid()", "win32")) == [(2, "os.getuid")]
+    assert list(lacking("import os\nos.getuid()", "darwin")) == []
+    assert list(lacking('import os\nif hasattr(os, "getuid"): os.getuid()', "win32")) == []
+    assert list(lacking("import fcntl", "win32")) == [(1, "fcntl")]
+    assert list(lacking("import signal\nsignal.SIGKILL", "win32")) == [(2, "signal.SIGKILL")]
 
 
 @pytest.mark.parametrize("system", ["win32", "darwin"])

@@ -77,8 +77,8 @@ class LlamaCpp(Peer):
 
     def _attach_polling_threads(self, threads: int) -> None:
         folder = Path(llama_cpp.__file__).parent / "lib"
-        suffix = {"darwin": ".dylib"}.get(sys.platform, ".so")
-        base, cpu, llama = (ctypes.CDLL(str(folder / f"lib{n}{suffix}")) for n in ("ggml-base", "ggml-cpu", "llama"))
+        form = {"darwin": "lib{}.dylib", "win32": "{}.dll"}.get(sys.platform, "lib{}.so")
+        base, cpu, llama = (ctypes.CDLL(str(folder / form.format(n))) for n in ("ggml-base", "ggml-cpu", "llama"))
         base.ggml_threadpool_params_default.restype = _ThreadpoolParams
         cpu.ggml_threadpool_new.restype = ctypes.c_void_p
         params = base.ggml_threadpool_params_default(ctypes.c_int(threads))
