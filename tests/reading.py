@@ -120,7 +120,7 @@ def tiles(name: str, cpu: Cpu) -> list[Tile]:
     pattern = _FLOAT if is_float else "|".join(DOTS[cpu.target])
     loops = [loop for loop in listing(matmul_kernel(name, False), cpu).loops if loop.matching(pattern)]
     panels, height = target.shapes[0 if is_float else 1 if parts == 1 else 2]
-    shapes = [(target.streams, 1)] if parts == 1 and not is_float and target.streams > 1 else []
+    shapes = [(target.streams, 1)] if target.streams > panels and not is_float else []
     shapes += [
         (p, rows) for p in dict.fromkeys((panels, 1)) for rows in (height, *(n for n in (8, 4, 2, 1) if n < height))
     ]

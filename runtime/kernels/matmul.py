@@ -75,13 +75,13 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool) ->
         first = chunk.value * a.chunk
         end = e.min(first + a.chunk, w.n_panels)
         panel = e.var(first)
-        streams = e.target.streams
-        if streams > 1 and isinstance(layout, BlockLayout) and layout.parts == 1 and activations == "int8":
+        widest, streams = _shape(e, layout, activations)[0], e.target.streams
+        if streams > widest and isinstance(layout, BlockLayout) and activations == "int8":
             with e.repeat_while() as go_on_if_alone:
                 go_on_if_alone((first_row + 1).equals(end_row) & (panel.value + streams <= end))
                 _tile(e, layout, activations, a, w, before, panel.value, first_row, 1, streams, add)
                 panel.set(panel.value + streams)
-        for panels in dict.fromkeys((_shape(e, layout, activations)[0], 1)):
+        for panels in dict.fromkeys((widest, 1)):
             with e.repeat_while() as go_on_if_wide:
                 go_on_if_wide(panel.value + panels <= end)
                 _rows(e, layout, activations, a, w, before, panel.value, panels, first_row, end_row, add)

@@ -42,7 +42,7 @@ class Target:
     # Two panels share each load of activations, where that is an instruction; the scales of two super-blocks crowd out
     # the first-level cache.
     shapes: ClassVar[Shapes]
-    streams: ClassVar[int] = 1  # panels of 32-column blocks that a single row reads side by side, if more than `shapes`
+    streams: ClassVar[int] = 1  # panels of blocks that a single row reads side by side, where more than `shapes` has
     together: ClassVar[int] = 1  # steps of neighbouring columns that `dots` wants one after the other
     weight_offset: ClassVar[int] = 0  # signed weights are stored as code + offset, so 128 makes them unsigned
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
