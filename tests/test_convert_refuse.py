@@ -35,7 +35,7 @@ def edited(folder: Path, **changes: Any) -> Path:
 UNSUPPORTED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "architecture": (
         {"architectures": ["Qwen9ForCausalLM"]},
-        ("architecture 'Qwen9ForCausalLM'", "LlamaForCausalLM, MPTForCausalLM, MistralForCausalLM"),
+        ("architecture 'Qwen9ForCausalLM'", "LlamaForCausalLM, LlamaModel, MPTForCausalLM, MistralForCausalLM"),
     ),
     "architecture that is no name": ({"architectures": ["../llama"]}, ("LlamaForCausalLM",)),
     "architecture in lower case": ({"architectures": ["llamaForCausalLM"]}, ("LlamaForCausalLM",)),
