@@ -34,8 +34,9 @@ class Helper:
         """version: of the sources, the library and the CPU (jit.py); a helper that finds another does nothing."""
         if "python" not in Path(sys.executable or "").name.lower():
             raise OSError("this process is not an interpreter that could be started once more")
+        isolated = ["-I"] if sys.flags.isolated else []
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *map(str, sys.path)],
+            [sys.executable, *isolated, "-c", _PROGRAM, *map(str, sys.path)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )  # fmt: skip
