@@ -101,7 +101,9 @@ def test_bad_files_are_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "model.safetensors" in mistake(capsys, 3, folder, out / "m.gguf")
     weights.write_bytes(good)
     config.write_text(described.replace("LlamaForCausalLM", "NobodyForCausalLM"))
-    assert "LlamaForCausalLM, LlamaModel, MPTForCausalLM, MistralForCausalLM" in mistake(capsys, 3, folder, out / "m.gguf")
+    assert "LlamaForCausalLM, LlamaModel, MPTForCausalLM, MistralForCausalLM" in mistake(
+        capsys, 3, folder, out / "m.gguf"
+    )
     config.write_text(described.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
     assert "model.layers.2." in mistake(capsys, 3, folder, out / "m.gguf")
     config.write_text(described[:50])
