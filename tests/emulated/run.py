@@ -146,6 +146,7 @@ def rows(report: Report, stories: list[Story]) -> Iterator[tuple[str, ...]]:
 
 
 HEADINGS = ("CPU", "target", "types right", "tests passed", "stories alike", "seconds")
+LINE = "{:<12} {:<21} {:<12} {:<13} {:<14} {}"
 
 
 def mistakes(report: Report, stories: list[Story]) -> Iterator[str]:
@@ -191,12 +192,12 @@ def main(*words: str) -> int:
     with tempfile.TemporaryDirectory() as link, ProcessPoolExecutor(2) as pool:
         (Path(link) / "halfbyte").symlink_to(TESTS.parent)
         run = partial(emulate, folder=folder, link=Path(link), everything=everything, files=files)
-        reports = list(pool.map(run, chosen))
-    table = [HEADINGS, *(row for report in reports for row in rows(report, stories))]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    wrong = [line for report in reports for line in mistakes(report, stories)]
+        reports, wrong = [], []
+        print(LINE.format(*HEADINGS), flush=True)
+        for report in pool.map(run, chosen):
+            reports.append(report)
+            wrong += mistakes(report, stories)
+            print(*(LINE.format(*row) for row in rows(report, stories)), sep="\n", flush=True)
     compiling = sum(report.compiling for report in reports)
     print(*wrong, f"{time.perf_counter() - start:.0f} s, of which compiling took {compiling:.0f} s of CPU", sep="\n")
     return 1 if wrong else 0
