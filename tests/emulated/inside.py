@@ -1,7 +1,7 @@
 """What runs on an emulated CPU: every kernel's tests, and stories.  Enters: a connection to run.py, and GGUF files;
 leaves: messages, each a tuple that begins with its kind.
 
-    ("targets", names)                               what this CPU runs, the best first
+    ("targets", names)                               what is run here, the best first
     ("compiled", kernel, target, code)               object code that was made here
     ("compile", kernel, target)                      answered with object code
     ("test", target, type, name, passed, seconds)    of one test, in seconds of this CPU
@@ -25,8 +25,10 @@ from typing import Any
 import pytest
 
 from halfbyte import LLM
-from halfbyte.runtime.kernels.jit import Kernel, Library, host_library, optimized
+from halfbyte.runtime.kernels import jit
+from halfbyte.runtime.kernels.jit import Kernel
 from halfbyte.runtime.kernels.panels import pack_kernel
+from halfbyte.runtime.kernels.target import Target
 from halfbyte.runtime.kernels.targets import host_target, make_target, runnable
 
 TESTS = Path(__file__).parents[1]
@@ -44,29 +46,26 @@ class Elsewhere:
     def __init__(self, host: Connection):
         self._host, self._one_at_a_time = host, threading.Lock()
 
-    def __call__(self, library: Library, kernel: Kernel) -> bytes:
+    def __call__(self, kernel: Kernel, target: Target) -> bytes:
         with self._one_at_a_time:
-            self._host.send(("compile", kernel, library.target))
+            self._host.send(("compile", kernel, target))
             return self._host.recv_bytes()
 
 
 class Plugin:
-    """Of pytest: chooses tests of those that name a target, and tells of each.
+    """Of pytest: chooses those tests that name one of `targets`, and tells of each."""
 
-    whole: targets that run all of them; the others run the products of all types.
-    """
-
-    def __init__(self, host: Connection, whole: list[str]):
-        self._host, self._whole = host, whole
+    def __init__(self, host: Connection, targets: list[str]):
+        self._host, self._targets = host, targets
         self._spent = time.process_time()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if self._chosen(item.name.partition("[")[0], _parameters(item))]
+        items[:] = [item for item in items if self._is_chosen(_parameters(item))]
 
-    def _chosen(self, name: str, given: dict[str, Any]) -> bool:
-        if "head_dim" in given:
-            return given["head_dim"] in HEAD_SIZES and given["target"] in self._whole
-        return "bench" in given and (given["bench"] in self._whole or name == "test_matmul")
+    def _is_chosen(self, given: dict[str, Any]) -> bool:
+        if given.get("bench", given.get("target")) not in self._targets:
+            return False
+        return "bench" in given or given.get("head_dim") in HEAD_SIZES
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
@@ -89,21 +88,20 @@ def story(file: str) -> list[int]:
 
 def main(connection: str, everything: str, *files: str) -> None:
     host = Connection(int(connection))
-    targets = runnable()
+    targets = runnable() if everything == "True" else runnable()[:1]
     host.send(("targets", targets))
     best, kernel = make_target(targets[0]), pack_kernel("f32")
-    module, machine = optimized(kernel, best)
-    host.send(("compiled", kernel, best, machine.emit_object(module)))
-    elsewhere = Elsewhere(host)
-    Library._object_code = lambda library, kernel: elsewhere(library, kernel)
+    host.send(("compiled", kernel, best, jit.object_code(kernel, best)))
+    jit.object_code = Elsewhere(host)
+    jit._start_helpers = lambda target, n_kernels: []
     status = pytest.main(
         [*(str(TESTS / name) for name in SELECTED), "-q", "--noconftest", "-p", "no:cacheprovider",
-         "-o", "addopts="], plugins=[Plugin(host, targets if everything == "True" else targets[:1])],
+         "-o", "addopts="], plugins=[Plugin(host, targets)],
     )  # fmt: skip
     for name in targets:
         os.environ["HALFBYTE_ISA"] = name
         host_target.cache_clear()
-        host_library.cache_clear()
+        jit.host_library.cache_clear()
         for file in files:
             start = time.process_time()
             host.send(("story", name, file, story(file), time.process_time() - start))

@@ -3,9 +3,9 @@
     python tests/emulated/run.py [arm] [x86] [CPU ...] [everything]
 
 Each CPU is emulated by QEMU, which gives programs its instructions and tells them of no others.  An ARM Python
-(userland.py), or this one on older x86, runs the kernels' own tests (inside.py) on every instruction set that it finds:
-all of them on the one that it chooses, and on the others, each of which another CPU chooses, the products of all types;
-with `everything`, all on all.  And it tells stories, whose tokens must be those that this machine tells.
+(userland.py), or this one on older x86, runs the kernels' own tests (inside.py) on the instruction set that it chooses;
+with `everything`, on the others too, each of which another CPU chooses.  And it tells stories, whose tokens must be
+those that this machine tells.
 
 Python must have halfbyte's libraries and those of its tests.  HALFBYTE_TEST_DATA, where it is set, has a second model.
 """
@@ -30,9 +30,8 @@ from inside import TESTS, story
 from userland import Unreachable, userland
 
 from halfbyte.convert.sample_model import cached_conversion, sample_gguf
-from halfbyte.runtime.kernels.jit import Kernel, optimized
+from halfbyte.runtime.kernels.jit import object_code
 from halfbyte.runtime.kernels.panels import LAYOUTS
-from halfbyte.runtime.kernels.target import Target
 
 sys.path.append(str(TESTS))  # where the kernels come from that tests write
 SILENCE = 600  # seconds that a CPU may say nothing
@@ -101,7 +100,7 @@ def emulate(cpu: Cpu, folder: Path, link: Path, everything: bool, files: list[st
             for message in _received(here):
                 if message[0] == "compile":
                     start = time.process_time()
-                    here.send_bytes(compiled(*message[1:]))
+                    here.send_bytes(object_code(*message[1:]))
                     compiling += time.process_time() - start
                 else:
                     messages.append(message)
@@ -119,13 +118,6 @@ def _received(connection: Connection) -> Iterator[tuple[Any, ...]]:
             yield connection.recv()
         except EOFError:
             return
-
-
-def compiled(kernel: Kernel, target: Target) -> bytes:
-    """Return object code, made here."""
-    module, machine = optimized(kernel, target)
-    code: bytes = machine.emit_object(module)
-    return code
 
 
 def rows(report: Report, stories: list[Story]) -> Iterator[tuple[str, ...]]:
@@ -157,7 +149,7 @@ def mistakes(report: Report, stories: list[Story]) -> Iterator[str]:
     if targets[:1] != [report.cpu.best]:
         yield f"{name}: {' '.join(targets[:1]) or 'nothing'} was chosen, not {report.cpu.best}"
     for _, kernel, target, code in (message for message in report.messages if message[0] == "compiled"):
-        if code != compiled(kernel, target):
+        if code != object_code(kernel, target):
             yield f"{name}: {kernel.name} is compiled to other code than here"
     for target in targets:
         right = {type for type, _, passed, _ in report.told("test", target) if passed}
