@@ -61,10 +61,11 @@ def test_make_targets_that_the_documents_name_are_there():
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_paths_that_the_documents_name_are_there(document):
     text = (ROOT / document).read_text("utf-8")
-    named = set(re.findall(r"\]\(([\w./-]+)\)", text))
-    named |= set(re.findall(r"`((?:quant|convert|runtime|bench|commands|tests|docs)/[\w./-]*)`", text))
-    for path in named:
-        assert (ROOT / path).exists(), f"{document} names {path}"
+    links = re.findall(r"\]\(([\w./-]+)\)", text)
+    paths = re.findall(r"`((?:quant|convert|runtime|bench|commands|tests|docs)/[\w./-]*)`", text)
+    for folder, named in (((ROOT / document).parent, links), (ROOT, paths)):
+        for path in named:
+            assert (folder / path).exists(), f"{document} names {path}"
 
 
 def test_the_table_of_commands_is_complete():
