@@ -63,6 +63,7 @@ ROWS = (
         "moonlight", "DeepseekV3ForCausalLM", DEEPSEEK2 | {"norm_topk_prob": True, "rms_norm_eps": 0.05},
         {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_nextn_predict_layers": 0, "ep_size": 1},
         no_peer="reads queries without a latent vector in models of 26, 27 and 48 layers only",
+        no_file="reads none either",
     ),
     Row(
         "deepseek2-lite", "DeepseekV2ForCausalLM", DEEPSEEK2,
