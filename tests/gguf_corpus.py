@@ -7,6 +7,7 @@ misunderstanding of reader and writer shows.
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(13)
 F32, F16, Q4_0, Q8_0, I8, BF16 = 0, 1, 2, 8, 24, 30
@@ -91,3 +92,10 @@ def sample(version: int = 3) -> bytes:
     data = bytes(range(12)) + bytes(20) + bytes(range(68)) + bytes(28) + bytes(range(12)) + bytes(20)
     data += bytes(range(36)) + bytes(28) + bytes(range(10)) + bytes(22)
     return gguf(entries, tensors, data, version=version)
+
+
+def write(folder: Path, content: bytes) -> Path:
+    """Write `content` to a file in `folder`."""
+    path = folder / "m.gguf"
+    path.write_bytes(content)
+    return path
