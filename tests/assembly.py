@@ -17,6 +17,8 @@ _COMMENT = re.compile(r"(?:^|\s)(?:#|//|;) ")  # an ARM constant is `#1`, withou
 _VECTOR = re.compile(r"%[xyz]mm\d|\b[qdvsbh]\d+\b")
 _PREFIX = re.compile(r"^(\{\w+\}|lock|rep)\s+")
 _LANES = re.compile(r"\.\d+[bhsd]$")  # of Apple's spelling: smmla.4s
+_REGISTER = re.compile(r"(?:%[xyz]mm|\b[vqdsbh])(\d+)\b")  # of vectors; each number is one, whatever its width
+_COPY = re.compile(r"v?mov(?:ap[sd]|dq[au](?:\d+)?|up[sd])?")
 _JUMP = re.compile(r"j[a-z]+|b|b\.[a-z]+|cbn?z|tbn?z")
 
 
@@ -30,6 +32,24 @@ class Instruction:
     def spills(self) -> bool:
         """Whether it moves a vector between a register and the place on the stack that LLVM had to give it."""
         return bool(re.search("Spill|Reload", self.note)) and bool(_VECTOR.search(self.operands))
+
+    @property
+    def writes(self) -> list[str]:
+        """The numbers of the vector registers that it writes."""
+        if re.match("st[rpu]|cmp|v?u?comis", self.mnemonic) or not self.operands:
+            return []
+        fields = re.split(r",\s*(?![^(\[{]*[)\]}])", self.operands)
+        if "%" in self.operands:  # AT&T's order: the target comes last
+            return _REGISTER.findall(fields[-1]) if re.match("%", fields[-1]) else []
+        return _REGISTER.findall(",".join(fields[: 2 if self.mnemonic == "ldp" else 1]))
+
+    @property
+    def copies(self) -> str | None:
+        """The number of the vector register that it copies to another one, if that is all that it does."""
+        found = _REGISTER.findall(self.operands)
+        if len(found) != 2 or "(" in self.operands or "[" in self.operands or not _COPY.fullmatch(self.mnemonic):
+            return None
+        return found[0] if "%" in self.operands else found[1]
 
     @property
     def calls(self) -> str | None:
@@ -54,7 +74,24 @@ class Loop:
 
     @property
     def spills(self) -> list[Instruction]:
-        return [i for i in self.instructions if i.spills]
+        """What it writes to the stack for want of registers."""
+        return [i for i in self.instructions if i.spills and "Spill" in i.note]
+
+    def makers(self, spill: Instruction) -> list[str]:
+        """The mnemonics of what computed the vectors that `spill` writes, in this turn of the loop or the last one."""
+        at = next(k for k, i in enumerate(self.instructions) if i is spill)
+        before = (
+            [*self.instructions[at - 1 :: -1], *self.instructions[: at - 1 : -1]] if at else self.instructions[::-1]
+        )
+        found = []
+        for number in _REGISTER.findall(spill.operands):
+            for i in before:
+                if number in i.writes:
+                    if not (source := i.copies):
+                        found.append(i.mnemonic)
+                        break
+                    number = source
+        return found
 
 
 @dataclass(frozen=True)
@@ -63,6 +100,24 @@ class Listing:
 
     instructions: list[Instruction]
     loops: list[Loop]
+
+    @property
+    def writes(self) -> list[str]:
+        """The numbers of the vector registers that it writes."""
+        if re.match("st[rpu]|cmp|v?u?comis", self.mnemonic) or not self.operands:
+            return []
+        fields = re.split(r",\s*(?![^(\[{]*[)\]}])", self.operands)
+        if "%" in self.operands:  # AT&T's order: the target comes last
+            return _REGISTER.findall(fields[-1]) if re.match("%", fields[-1]) else []
+        return _REGISTER.findall(",".join(fields[: 2 if self.mnemonic == "ldp" else 1]))
+
+    @property
+    def copies(self) -> str | None:
+        """The number of the vector register that it copies to another one, if that is all that it does."""
+        found = _REGISTER.findall(self.operands)
+        if len(found) != 2 or "(" in self.operands or "[" in self.operands or not _COPY.fullmatch(self.mnemonic):
+            return None
+        return found[0] if "%" in self.operands else found[1]
 
     @property
     def calls(self) -> set[str]:

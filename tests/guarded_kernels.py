@@ -34,7 +34,7 @@ from halfbyte.runtime.kernels.layouts import Correction
 from halfbyte.runtime.kernels.panels import LAYOUTS
 from halfbyte.runtime.models.mixture import Mixture
 
-CORRECTIONS = (Correction(-8), Correction(-32, 2), Correction(None), Correction(None, 2))
+CORRECTIONS = (Correction(-8), Correction(-32, 2), Correction(sums=True), Correction(-16, 2, True, True))
 Case = Callable[[Bench, GuardedHeap], None]
 
 
@@ -110,9 +110,13 @@ class Outputs:
         np.testing.assert_array_equal(self.codes.codes(), codes)
         np.testing.assert_array_equal(self.codes.scales(), scales)
         for correction in CORRECTIONS:
-            totals = codes.reshape(*codes.shape[:2], correction.groups, -1).sum(axis=3)
-            expected = totals * scales[..., None] if correction.factor is None else totals * correction.factor
-            np.testing.assert_array_equal(self.codes.correction(correction), expected)
+            fours = codes.reshape(*codes.shape[:2], correction.groups, -1, 2, 2)
+            if correction.factor:
+                totals = fours.sum(axis=(3, 5)) if correction.halves else fours.sum(axis=(3, 4, 5))[..., None]
+                np.testing.assert_array_equal(self.codes.products(correction), totals * correction.factor)
+            if correction.sums:
+                totals = fours.sum(axis=(3, 4, 5)) * scales[..., None]
+                np.testing.assert_array_equal(self.codes.sums(correction), totals)
 
 
 def norm(bench: Bench, heap: GuardedHeap, columns: int, indexed: bool) -> None:

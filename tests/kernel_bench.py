@@ -126,10 +126,16 @@ class Codes:
         """float32 [rows, blocks]"""
         return self._by_row(0, 1, ROW_BYTES)[:, :, 0, 32:].copy().view(np.float32)[..., 0]
 
-    def correction(self, correction: Correction) -> np.ndarray:
-        """int32, or float32 where it has no factor: [rows, blocks, groups]"""
+    def products(self, correction: Correction) -> np.ndarray:
+        """What comes of its factor: int32 [rows, blocks, groups, 1], or int16 [rows, blocks, groups, 2] of halves"""
         values = self._by_row(self.sink.correction_at(correction, self._tile), correction.groups, 4)
-        return values.view(np.float32 if correction.factor is None else np.int32)[..., 0]
+        return values.view(np.int16 if correction.halves else np.int32)
+
+    def sums(self, correction: Correction) -> np.ndarray:
+        """float32 [rows, blocks, groups]"""
+        at = self.sink.correction_at(correction, self._tile)
+        at += 4 * self._tile * correction.groups if correction.factor else 0
+        return self._by_row(at, correction.groups, 4).view(np.float32)[..., 0]
 
     def values(self) -> np.ndarray:
         """float64 [rows, columns]: what codes and scales stand for."""

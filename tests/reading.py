@@ -42,7 +42,7 @@ class Cpu:
 
 
 X86 = (
-    Cpu("x86-64-v2", "portable", "the oldest that NumPy runs on"),
+    Cpu("x86-64-v2", "sse41", "the oldest that NumPy runs on"),
     Cpu("haswell", "avx2", "laptops of 2013 to 2020"),
     Cpu("alderlake", "avx_vnni", "Intel's laptops from 2021 on"),
     Cpu("sapphirerapids", "avx512_vnni", "Intel's servers"),
@@ -61,7 +61,7 @@ CPUS = {cpu.name: cpu for cpu in (*X86, *ARM)}
 
 # The multiplications of integer products: of a prompt's tiles and, where they differ, of a single row.
 DOTS = {
-    "portable": ("pmullw",),
+    "sse41": ("pmaddubsw",),
     "avx2": ("vpmaddubsw",),
     "avx_vnni": ("vpdpbusd",),
     "avx512_vnni": ("vpdpbusd",),
@@ -70,8 +70,13 @@ DOTS = {
     "neon_i8mm": ("smmla", "sdot"),
 }  # fmt: skip
 # Multiply-adds of 16 bytes of products of bytes (smmla: 2 rows of 8 by 2 others).
-_PER_16_BYTES = {"sdot": 16, "smmla": 32, "vpdpbusd": 16, "vpmaddubsw": 16}
+_PER_16_BYTES = {"sdot": 16, "smmla": 32, "vpdpbusd": 16, "vpmaddubsw": 16, "pmaddubsw": 16}
 _FLOAT = r"vfmadd\d+ps|fmla|addps"  # without FMA each product is followed by an addition
+# What computes sums: products, additions to them, and what makes floats of them.
+_SUMS = re.compile(
+    r"v?pdpbusd|v?pmadd(ubsw|wd)|v?padd[wd]|vfn?madd\d+ps|v?addps|v?cvtdq2ps"
+    r"|[su]dot|smmla|smull2?|smlal2?|sadalp|saddlp|addp?|fmla|fadd|scvtf"
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,12 @@ class Tile:
     @property
     def spills(self) -> int:
         """Vectors that each turn writes to the stack for want of registers."""
-        return sum("Spill" in i.note for i in self.loop.spills)
+        return len(self.loop.spills)
+
+    @property
+    def spilled_sums(self) -> list[str]:
+        """What computed those of them that are sums, not operands."""
+        return [maker for i in self.loop.spills for maker in self.loop.makers(i) if _SUMS.fullmatch(maker)]
 
 
 def _multiply_adds(i: Instruction) -> int:
@@ -119,7 +129,7 @@ def tiles(name: str, cpu: Cpu) -> list[Tile]:
     parts = 1 if is_float else layout.parts
     pattern = _FLOAT if is_float else "|".join(DOTS[cpu.target])
     loops = [loop for loop in listing(matmul_kernel(name, False), cpu).loops if loop.matching(pattern)]
-    panels, height = target.shapes[0 if is_float else 1 if parts == 1 else 2]
+    panels, height = target.shapes[0] if is_float else target.shape(layout)
     shapes = [(target.streams, 1)] if target.streams > panels and not is_float else []
     shapes += [
         (p, rows) for p in dict.fromkeys((panels, 1)) for rows in (height, *(n for n in (8, 4, 2, 1) if n < height))

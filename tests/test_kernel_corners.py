@@ -122,7 +122,7 @@ def test_activations_that_are_no_numbers_stay_in_their_row(bench: Bench, name: s
         assert np.isnan(found[1][[2, 4]]).all() if activations == "int8" else not np.isfinite(found[1][[2, 4]]).any()
 
 
-CORRECTIONS = (Correction(-8), Correction(None))
+CORRECTIONS = (Correction(-8), Correction(sums=True))
 
 
 def codes_of(bench: Bench, x: np.ndarray) -> Codes:
@@ -141,7 +141,7 @@ def test_activations_of_zero(bench: Bench) -> None:
     x = np.zeros((2, 64), np.float32)
     x[1] = -0.0
     codes = codes_of(bench, x)
-    for array in (codes.codes(), codes.scales(), codes.correction(CORRECTIONS[0]), codes.correction(CORRECTIONS[1])):
+    for array in (codes.codes(), codes.scales(), codes.products(CORRECTIONS[0]), codes.sums(CORRECTIONS[1])):
         np.testing.assert_array_equal(array, 0)
     raw = random_blocks("q5_1", 9, 64, np.random.default_rng(45))
     product = Product(bench, "q5_1", raw, 64, 2)
@@ -176,7 +176,7 @@ def test_tiny_activations(bench: Bench) -> None:
     codes = codes_of(bench, x)
     np.testing.assert_array_equal(codes.scales()[:3], 0)
     assert codes.scales()[3, 0] == np.float16(1e-5 / 127) > 0
-    np.testing.assert_array_equal(codes.correction(CORRECTIONS[1])[:3], 0)
+    np.testing.assert_array_equal(codes.sums(CORRECTIONS[1])[:3], 0)
     for name in ("q8_0", "q4_0", "q4_1"):
         raw = random_blocks(name, 7, 32, np.random.default_rng(47))
         product = Product(bench, name, raw, 32, 4)

@@ -12,12 +12,13 @@ from kernel_bench import RUNNABLE, Bench, Codes, Product, address
 from halfbyte.quant.formats import FORMATS
 from halfbyte.runtime.kernels import elementwise as ew
 from halfbyte.runtime.kernels.activations import Sink
-from halfbyte.runtime.kernels.emit import F16, F32, Emitter, vec
+from halfbyte.runtime.kernels.emit import Emitter
 from halfbyte.runtime.kernels.jit import Kernel, assembly
 from halfbyte.runtime.kernels.layouts import Correction
 from halfbyte.runtime.kernels.matmul import matmul_kernel
 from halfbyte.runtime.kernels.panels import LAYOUTS
 from halfbyte.runtime.kernels.targets import make_target
+from halfbyte.runtime.kernels.values import F16, F32, vec
 
 PACKABLE = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]  # test_kernels_k.py has the others
 INTEGER = [name for name in PACKABLE if not LAYOUTS[name].is_float]
@@ -99,7 +100,7 @@ def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
     x = (rng.standard_normal((5, 96)) * np.array([[1], [1e-3], [300], [1], [1]])).astype(np.float32)
     x[3, 32:64] = 0
     n = np.array([5], np.int64)
-    corrections = Correction(-8), Correction(-32, 2), Correction(None)
+    corrections = Correction(-8), Correction(-32, 2), Correction(sums=True), Correction(-16, 2, True, True)
     codes = Codes(Sink(False, True, corrections), 5, 96, bench.tile)
     record = ew.QUANTIZE.make(
         n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=96, out=0, out_stride=0, **codes.written()
@@ -114,10 +115,13 @@ def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
     rounded = (largest * np.float32(1 / 127)).astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(codes.scales(), rounded)
     totals = want.astype(np.int32).sum(axis=2)
-    np.testing.assert_array_equal(codes.correction(corrections[0])[..., 0], -8 * totals)
+    np.testing.assert_array_equal(codes.products(corrections[0])[..., 0, 0], -8 * totals)
     halves = want.reshape(5, 3, 2, 16).astype(np.int32).sum(axis=3)
-    np.testing.assert_array_equal(codes.correction(corrections[1]), -32 * halves)
-    np.testing.assert_array_equal(codes.correction(corrections[2])[..., 0], (totals * rounded).astype(np.float32))
+    np.testing.assert_array_equal(codes.products(corrections[1])[..., 0], -32 * halves)
+    np.testing.assert_array_equal(codes.sums(corrections[2])[..., 0], (totals * rounded).astype(np.float32))
+    pairs = want.reshape(5, 3, 2, 4, 2, 2).astype(np.int32).sum(axis=(3, 5))  # columns 0 and 1 of four, 2 and 3
+    np.testing.assert_array_equal(codes.products(corrections[3]), -16 * pairs)
+    np.testing.assert_array_equal(codes.sums(corrections[3]), (halves * rounded[..., None]).astype(np.float32))
 
 
 @pytest.mark.parametrize("name", PACKABLE)
@@ -175,11 +179,11 @@ def test_half_conversion_is_exact(bench: Bench) -> None:
 
 def test_instructions_are_used() -> None:
     """The dot product that a target is named for is in the machine code."""
-    words = {"avx512_vnni": "vpdpbusd", "avx_vnni": "vpdpbusd", "avx2": "vpmaddubsw", "portable": "mul"} | {
+    words = {"avx512_vnni": "vpdpbusd", "avx_vnni": "vpdpbusd", "avx2": "vpmaddubsw", "sse41": "pmaddubsw"} | {
         "neon_i8mm": "smmla", "neon_dotprod": "sdot", "neon": "smlal",
     }  # fmt: skip
     for name in RUNNABLE:
         text = assembly(matmul_kernel("q4_0", False), make_target(name))
-        assert words[name] in text
+        assert words.get(name, "mul") in text
         assert ("zmm" in text) == (name == "avx512_vnni")
-        assert name != "portable" or "ymm" not in text
+        assert name not in ("portable", "sse41") or "ymm" not in text

@@ -29,6 +29,7 @@ def test_a_cpu_that_lacks_one_instruction_lacks_the_set(name):
 def test_the_best_that_runs_comes_first():
     assert runnable({}) == ["portable"]
     assert runnable(dict.fromkeys(("avx2", "fma", "f16c"), True)) == ["avx2", "portable"]
+    assert runnable(dict.fromkeys(("ssse3", "sse4.1", "avx"), True)) == ["sse41", "portable"]
     assert runnable({"neon": True}) == ["neon", "portable"]
     assert runnable(dict.fromkeys(("neon", "dotprod"), True)) == ["neon_dotprod", "neon", "portable"]
 

@@ -16,9 +16,10 @@ import pytest
 
 from halfbyte.errors import UsageError
 from halfbyte.runtime.engine.threads import ThreadPool
-from halfbyte.runtime.kernels.emit import I64, Emitter
+from halfbyte.runtime.kernels.emit import Emitter
 from halfbyte.runtime.kernels.jit import Kernel, Library, host_library
 from halfbyte.runtime.kernels.records import Record
+from halfbyte.runtime.kernels.values import I64
 
 MIX = Record("n_tasks", "source", "target", "size", "factor", "work")
 SIZES = (1, 2, 3, 5, 64, 257)

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .emit import F16, F32, I8, I32, Emitter, Value, vec
-from .layouts import BLOCK, Correction
+from .emit import Emitter
+from .layouts import ACTIVATION_MAX, BLOCK, Correction
 from .records import Fields
-from .target import ACTIVATION_MAX
+from .values import F16, F32, I8, I32, Value, vec
 
 # float32 rows `out` of out_stride bytes; tiles `codes` of tile_stride bytes, with records of block_stride bytes.
 ROW_BYTES = BLOCK + 4  # of a row in a record: codes and scale
@@ -46,11 +46,11 @@ class Sink:
     def correction_at(self, correction: Correction, tile: int) -> int:
         """Where the values of `correction` start in a record, in bytes."""
         before = self.corrections[: self.corrections.index(correction)]
-        return tile * (ROW_BYTES + 4 * sum(c.groups for c in before))
+        return tile * (ROW_BYTES + 4 * sum(c.values for c in before))
 
     def block_bytes(self, tile: int) -> int:
         """Bytes of a record."""
-        return tile * (ROW_BYTES + 4 * sum(c.groups for c in self.corrections))
+        return tile * (ROW_BYTES + 4 * sum(c.values for c in self.corrections))
 
 
 def int8_block(e: Emitter, x: Value) -> tuple[Value, Value]:
@@ -105,13 +105,18 @@ def _put_codes(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, code
     record, in_tile = a.codes + row // tile * a.tile_stride + block * a.block_stride, row % tile
     e.store(codes.to(I8), record + in_tile * ROW_BYTES)
     e.store(scale, record + in_tile * ROW_BYTES + BLOCK)
-    if sink.corrections:
-        low, high = (e.sum(codes.pick(list(range(k, k + BLOCK // 2)))) for k in (0, BLOCK // 2))
     for correction in sink.corrections:
-        place = record + in_tile * 4 + sink.correction_at(correction, tile)
-        for g, total in enumerate([low, high] if correction.groups == 2 else [low + high]):
-            if correction.factor is not None:
-                value = total * correction.factor
-            else:
-                value = total.to(F32) if sink.columns > BLOCK else total.to(F32) * scale
-            e.store(value, place + 4 * tile * g)
+        place, size = record + in_tile * 4 + sink.correction_at(correction, tile), BLOCK // correction.groups
+        groups = [codes.pick(list(range(first, first + size))) for first in range(0, BLOCK, size)]
+        values = []
+        if correction.halves:
+            for group in groups:
+                first, last = (e.sum(group.pick([k for k in range(size) if k // 2 % 2 == half])) for half in (0, 1))
+                values.append(first * correction.factor & 0xFFFF | last * correction.factor << 16)
+        elif correction.factor:
+            values = [e.sum(group) * correction.factor for group in groups]
+        if correction.sums:
+            totals = [e.sum(group).to(F32) for group in groups]
+            values += totals if sink.columns > BLOCK else [total * scale for total in totals]
+        for i, value in enumerate(values):
+            e.store(value, place + 4 * tile * i)

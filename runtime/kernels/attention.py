@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .emit import F16, F32, I32, I64, Emitter, Value, vec
+from .emit import Emitter
 from .functions import tanh
 from .jit import Kernel
 from .layouts import BLOCK
@@ -20,6 +20,7 @@ from .page_format import PAGE, Ahead, F32Pages, PageFormat
 from .pages import PAGE_FORMATS
 from .records import Fields, Record
 from .softmax import HIDDEN, State, state_bytes, weigh
+from .values import F16, F32, I32, I64, Value, vec
 
 CHUNK = 256  # positions with one softmax: what one task of a split row has at least
 TILE_QUERIES = 128  # of one task, at most: they share what it costs to bring a page to float32

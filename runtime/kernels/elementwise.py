@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .activations import SINK_FIELDS, Sink, put, put_tail
-from .emit import F32, I64, Emitter, Value, vec
+from .emit import Emitter
 from .functions import FUNCTIONS, gate, tanh
 from .jit import Kernel
 from .layouts import BLOCK, Correction, FloatLayout
 from .panels import LAYOUTS, block_values, load_float
 from .records import Fields, Record
+from .values import F32, I64, Value, vec
 
 TASK_BLOCKS = 32  # blocks of one task, at least: drawing one takes as long as a few blocks
 

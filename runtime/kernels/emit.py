@@ -8,187 +8,16 @@ signed unless a method says otherwise.  `Target` (target.py) supplies what diffe
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
+from .values import F16, F32, I8, I32, I64, POINTER, Stored, Value, Variable, is_float, vec
+
 if TYPE_CHECKING:
     from .target import Target
-
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F16, F32 = ir.HalfType(), ir.FloatType()
-POINTER = ir.PointerType()
-
-
-def vec(element: ir.Type, n: int) -> ir.Type:
-    """Return the vector type <n x element>, or `element` itself for n = 1."""
-    return ir.VectorType(element, n) if n > 1 else element
-
-
-def _is_float(ty: ir.Type) -> bool:
-    return isinstance(getattr(ty, "element", ty), (ir.FloatType, ir.HalfType))
-
-
-class Value:
-    """An LLVM value with Python's operators.  Python numbers become constants of the other operand's type."""
-
-    __slots__ = ("e", "ir")
-
-    def __init__(self, e: Emitter, value: Any):
-        self.e, self.ir = e, value
-
-    @property
-    def type(self) -> Any:
-        return self.ir.type
-
-    @property
-    def lanes(self) -> int:
-        """Number of vector elements (1 for a scalar)."""
-        return getattr(self.ir.type, "count", 1)
-
-    def _binary(self, other: Any, int_op: str, float_op: str | None = None, swap: bool = False) -> Value:
-        a, b = self.ir, self.e.like(self, other).ir
-        op = float_op if _is_float(a.type) else int_op
-        assert op is not None, f"{int_op} has no float form"
-        if swap:
-            a, b = b, a
-        return Value(self.e, getattr(self.e.b, op)(a, b))
-
-    def __add__(self, o: Any) -> Value:
-        return self._binary(o, "add", "fadd")
-
-    __radd__ = __add__
-
-    def __sub__(self, o: Any) -> Value:
-        return self._binary(o, "sub", "fsub")
-
-    def __rsub__(self, o: Any) -> Value:
-        return self._binary(o, "sub", "fsub", swap=True)
-
-    def __mul__(self, o: Any) -> Value:
-        return self._binary(o, "mul", "fmul")
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, o: Any) -> Value:
-        return self._binary(o, "", "fdiv")
-
-    def __rtruediv__(self, o: Any) -> Value:
-        return self._binary(o, "", "fdiv", swap=True)
-
-    def __floordiv__(self, o: Any) -> Value:
-        """Division of non-negative integers."""
-        return self._binary(o, "udiv")
-
-    def __mod__(self, o: Any) -> Value:
-        """Remainder of non-negative integers."""
-        return self._binary(o, "urem")
-
-    def __and__(self, o: Any) -> Value:
-        return self._binary(o, "and_")
-
-    def __or__(self, o: Any) -> Value:
-        return self._binary(o, "or_")
-
-    def __xor__(self, o: Any) -> Value:
-        return self._binary(o, "xor")
-
-    def __lshift__(self, o: Any) -> Value:
-        return self._binary(o, "shl")
-
-    def __rshift__(self, o: Any) -> Value:
-        """Logical shift: zeros enter from the left."""
-        return self._binary(o, "lshr")
-
-    def __neg__(self) -> Value:
-        return Value(self.e, self.e.b.fneg(self.ir) if _is_float(self.type) else self.e.b.neg(self.ir))
-
-    def _compare(self, op: str, other: Any) -> Value:
-        b, o = self.e.b, self.e.like(self, other).ir
-        if _is_float(self.type):
-            return Value(self.e, b.fcmp_ordered(op, self.ir, o))
-        return Value(self.e, b.icmp_signed(op, self.ir, o))
-
-    def __lt__(self, o: Any) -> Value:
-        return self._compare("<", o)
-
-    def __le__(self, o: Any) -> Value:
-        return self._compare("<=", o)
-
-    def __gt__(self, o: Any) -> Value:
-        return self._compare(">", o)
-
-    def __ge__(self, o: Any) -> Value:
-        return self._compare(">=", o)
-
-    def equals(self, o: Any) -> Value:
-        return self._compare("==", o)
-
-    def differs(self, o: Any) -> Value:
-        return self._compare("!=", o)
-
-    # -- changes of type ------------------------------------------------------------------------------------------
-
-    def to(self, element: Any) -> Value:
-        """Convert each element to `element` by value: sign-extends, truncates, rounds (float to int: toward zero)."""
-        want = vec(element, self.lanes)
-        b, have = self.e.b, getattr(self.type, "element", self.type)
-        if have == element:
-            return self
-        if _is_float(have) and _is_float(element):
-            if element == F16:
-                return self.e.target.to_half(self)
-            return self.e.target.from_half(self)
-        if _is_float(have):
-            return Value(self.e, b.fptosi(self.ir, want))
-        if _is_float(element):
-            return Value(self.e, b.sitofp(self.ir, want))
-        return Value(self.e, b.sext(self.ir, want) if element.width > have.width else b.trunc(self.ir, want))
-
-    def zext(self, element: Any) -> Value:
-        """Widen each integer element with zeros."""
-        return Value(self.e, self.e.b.zext(self.ir, vec(element, self.lanes)))
-
-    def view(self, ty: Any) -> Value:
-        """The same bits as type `ty`."""
-        return Value(self.e, self.e.b.bitcast(self.ir, ty))
-
-    def splat(self, n: int) -> Value:
-        """A vector of `n` copies of this scalar."""
-        if n == 1:
-            return self
-        undefined = ir.Constant(vec(self.type, n), ir.Undefined)
-        one = self.e.b.insert_element(undefined, self.ir, ir.Constant(I32, 0))
-        return Value(self.e, self.e.b.shuffle_vector(one, undefined, ir.Constant(vec(I32, n), [0] * n)))
-
-    def pick(self, indices: list[int], other: Value | None = None) -> Value:
-        """The elements `indices` of this vector (and, from `lanes` on, of `other`) as a new vector."""
-        if len(indices) == 1:
-            return self[indices[0]]
-        second = other.ir if other is not None else ir.Constant(self.type, ir.Undefined)
-        mask = ir.Constant(vec(I32, len(indices)), indices)
-        return Value(self.e, self.e.b.shuffle_vector(self.ir, second, mask))
-
-    def __getitem__(self, index: int) -> Value:
-        return Value(self.e, self.e.b.extract_element(self.ir, ir.Constant(I32, index)))
-
-
-class Variable:
-    """A mutable local: `.value` reads it, `.set` writes it (LLVM keeps it in a register)."""
-
-    def __init__(self, e: Emitter, initial: Value):
-        self.e, self._type = e, initial.type
-        self._slot = e.alloca(initial.type)
-        self.set(initial)
-
-    @property
-    def value(self) -> Value:
-        return Value(self.e, self.e.b.load(self._slot, typ=self._type))
-
-    def set(self, value: Value) -> None:
-        self.e.b.store(value.ir, self._slot)
 
 
 class Emitter:
@@ -211,7 +40,7 @@ class Emitter:
         if isinstance(ty, ir.VectorType) and not isinstance(number, (list, tuple)):
             number = [number] * ty.count
         element = getattr(ty, "element", ty)
-        if _is_float(element):  # exact: through the bits of a float32
+        if is_float(element):  # exact: through the bits of a float32
             fix = lambda x: struct.unpack("<f", struct.pack("<f", x))[0]  # noqa: E731
             number = [fix(x) for x in number] if isinstance(number, (list, tuple)) else fix(number)
         return Value(self, ir.Constant(ty, list(number) if isinstance(number, (list, tuple)) else number))
@@ -260,28 +89,40 @@ class Emitter:
     def var(self, initial: Value) -> Variable:
         return Variable(self, initial)
 
+    def stored(self, initial: list[Value]) -> list[Stored]:
+        """Locals in memory, of one type of 4-byte elements."""
+        size = 4 * initial[0].lanes
+        base = self.var(self.opaque(self.scratch(size * len(initial))))
+        return [Stored(base, size * i, value) for i, value in enumerate(initial)]
+
     def opaque(self, x: Value) -> Value:
         """The int64 `x`, of which LLVM forgets how it was computed."""
         same = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
         return Value(self, self.b.call(same, [x.ir]))
 
-    def settle(self, lists: Iterable[list[Value]]) -> None:
-        """Compute all vectors in these lists, of one type, before what needs one of them.
+    def settle(self, lists: Iterable[list[Value]], addresses: Sequence[Variable] = ()) -> None:
+        """Compute all vectors in these lists, of one type, before what needs one of them or one of these addresses.
 
         LLVM may take a sum of row after row where the source takes all rows of one step after the other, and then the
         operands of all steps wait on the stack.
         """
         lists = list(lists)
-        vectors = [v.ir for values in lists for v in values]
-        n, register = len(vectors), "w" if self.target.is_arm else "x"
-        if n < 2:
-            return
-        ty = vectors[0].type
-        kind = ir.FunctionType(ir.LiteralStructType([ty] * n), [ty] * n)
-        same = self.b.call(ir.InlineAsm(kind, "", ",".join([f"={register}"] * n + [str(i) for i in range(n)])), vectors)
-        settled = iter([Value(self, self.b.extract_value(same, i)) for i in range(n)])
-        for values in lists:
-            values[:] = [next(settled) for _ in values]
+        places = [(of_list, i) for of_list in lists for i in range(len(of_list))]
+        limit = self.target.registers - 4  # more registers than there are can not be asked for
+        for first in range(0, len(places), limit):
+            some = places[first : first + limit]
+            constraints = ["w" if self.target.is_arm else "x"] * len(some) + ["r"] * len(addresses)
+            if len(constraints) < 2:
+                continue
+            values = [of_list[i].ir for of_list, i in some] + [address.value.ir for address in addresses]
+            kind = ir.FunctionType(ir.LiteralStructType([v.type for v in values]), [v.type for v in values])
+            same = ",".join([*(f"={c}" for c in constraints), *map(str, range(len(values)))])
+            settled = self.b.call(ir.InlineAsm(kind, "", same), values)
+            taken = (Value(self, self.b.extract_value(settled, i)) for i in range(len(values)))
+            for of_list, i in some:
+                of_list[i] = next(taken)
+            for address in addresses:
+                address.set(next(taken))
 
     def copy(self, source: Value, target: Value, ty: Any) -> None:
         """Copy one `ty` from address to address."""

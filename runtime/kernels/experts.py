@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from .activations import SINK_FIELDS, Sink
 from .elementwise import TASK_BLOCKS, by_block, tasks
-from .emit import F32, I32, I64, Emitter, Value, vec
+from .emit import Emitter
 from .functions import sigmoid
 from .jit import Kernel
 from .layouts import Correction
 from .records import Fields, Record
+from .values import F32, I32, I64, Value, vec
 
 MAX_EXPERTS = 512  # as llama.cpp
 SCORES = ("softmax", "sigmoid")

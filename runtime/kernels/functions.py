@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .emit import Emitter, Value
+from .emit import Emitter
+from .values import Value
 
 Function = Callable[[Emitter, Value], Value]
 _CLAMP = 7.0

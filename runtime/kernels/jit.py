@@ -21,10 +21,11 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from ..machine import default_threads
-from .emit import I64, Emitter
+from .emit import Emitter
 from .object_cache import ObjectCache
 from .target import Target
 from .targets import host_target
+from .values import I64
 
 if TYPE_CHECKING:
     from .helpers import Helper

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .emit import F16, F32, I8, Emitter, Value, vec
+from .emit import Emitter
+from .values import F16, F32, I8, Value, vec
 
 if TYPE_CHECKING:
     from .target import Target
 
+ACTIVATION_MAX = 127  # |activation code| <= 127; a weight code may be -128
 BLOCK = 32  # columns that share an activation scale: one part of a weight block
 
 
@@ -22,15 +24,23 @@ BLOCK = 32  # columns that share an activation scale: one part of a weight block
 class Correction:
     """What a kernel needs of 32 activations beside their codes and scale, for each of `groups` groups of columns.
 
-    factor    the int32 factor * sum(codes), where integer dots start, so that the code `-factor` counts as zero;
-              None: the float32 sum(codes), which the group's minimum multiplies, and in blocks of 32 times the scale
+    factor    the int32 factor * sum(codes), where integer dots start, so that the code `-factor` counts as zero
+    halves    of a factor: not an int32 but two int16, of the columns that are first and last two of four
+    sums      the float32 sum(codes), which the group's minimum multiplies, and in blocks of 32 times the scale
     """
 
-    factor: int | None
+    factor: int = 0
     groups: int = 1
+    halves: bool = False
+    sums: bool = False
+
+    @property
+    def values(self) -> int:
+        """Of 4 bytes, for each row: those of the factor for each group come first."""
+        return self.groups * (bool(self.factor) + self.sums)
 
     def __repr__(self) -> str:  # part of a kernel's name
-        return f"{'sum' if self.factor is None else self.factor}x{self.groups}"
+        return f"{self.factor or ''}{'h' * self.halves}{'sum' * self.sums}x{self.groups}"
 
 
 @dataclass(frozen=True)
@@ -125,12 +135,16 @@ class BlockLayout:
         """The largest value of a code, as `Target.dots` wants it."""
         return 128 if self.signed else max(self.codebook or [(1 << sum(self.planes)) - 1])
 
+    def centre(self, target: Target) -> int:
+        """What products take from the codes of a type with minimums, so that sums in 16 bits hold those of a group."""
+        fits = self.bound() * ACTIVATION_MAX * BLOCK // (2 * self.groups) < 1 << 15
+        return 0 if fits or not (self.minimum and target.word_sums) else (self.bound() + 1) // 2
+
     def correction(self, target: Target) -> Correction | None:
         """What products with this type need of the activations."""
-        if self.minimum:
-            return Correction(None, self.groups)
-        zero = target.weight_offset if self.signed else self.zero
-        return Correction(-zero, self.groups) if zero else None
+        zero = target.weight_offset if self.signed else self.zero or self.centre(target)
+        halves = bool(zero) and target.word_sums and not self.signed
+        return Correction(-zero, self.groups, halves, self.minimum) if zero or self.minimum else None
 
 
 Layout = FloatLayout | BlockLayout

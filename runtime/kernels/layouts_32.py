@@ -6,8 +6,9 @@ columns 0..15 and high halves columns 16..31.
 
 from __future__ import annotations
 
-from .emit import F32, I8, I16, I32, Emitter, Value, vec
+from .emit import Emitter
 from .layouts import BLOCK, BlockLayout, half, nibbles
+from .values import F32, I8, I16, I32, Value, vec
 
 # The values of IQ4_NL's and IQ4_XS's codes (ggml's kvalues_iq4nl).
 NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)

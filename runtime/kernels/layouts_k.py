@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .emit import F32, I8, I16, I32, Emitter, Value, vec
+from .emit import Emitter
 from .layouts import BLOCK, BlockLayout, half, nibbles
 from .layouts_32 import NONLINEAR
+from .values import F32, I8, I16, I32, Value, vec
 
 
 class _Super(BlockLayout):

@@ -8,19 +8,17 @@ of its blocks in order of k, whatever the batch: results do not depend on thread
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeGuard
 
-from .activations import ROW_BYTES
-from .emit import F32, I32, I64, Emitter, Value, Variable, vec
+from .emit import Emitter
 from .jit import Kernel
-from .layouts import BLOCK, BlockLayout, FloatLayout, Layout
-from .panels import LAYOUTS, open_block, unpack
+from .layouts import BlockLayout, FloatLayout, Layout
+from .panels import LAYOUTS
 from .products_f32 import float_step
+from .products_int8 import add_blocks
 from .records import Fields, Record
-from .target import Steps
+from .values import F32, I64, Local, Value, vec
 
 # n_rows: address of the count of activation rows, or for experts of the list of blocks (experts.py); steps: blocks of
 # the weights, or columns for float types.  x: float32 rows x_stride bytes apart, or tiles of int8 codes
@@ -32,9 +30,6 @@ MATMUL = Record(
 # One of the matrices of a step: y float32 rows of y_stride bytes; bias float32 [rows] with bias_step 4*lanes, or one
 # vector of zeros with bias_step 0.
 MATRIX = Record("panels", "panel_bytes", "n_panels", "n_chunks", "y", "y_stride", "bias", "bias_step")
-
-CACHE_LINE = 64
-PREFETCH_BYTES = 4096  # how far ahead a single row asks for weights: decoding gains 8 % (2 to 8 KiB do alike)
 
 
 def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool) -> None:
@@ -76,7 +71,7 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool) ->
         end = e.min(first + a.chunk, w.n_panels)
         panel = e.var(first)
         widest, streams = _shape(e, layout, activations)[0], e.target.streams
-        if streams > widest and isinstance(layout, BlockLayout) and activations == "int8":
+        if streams > widest and _is_integer(layout, activations):
             with e.repeat_while() as go_on_if_alone:
                 go_on_if_alone((first_row + 1).equals(end_row) & (panel.value + streams <= end))
                 _tile(e, layout, activations, a, w, before, panel.value, first_row, 1, streams, add)
@@ -92,7 +87,7 @@ def _shape(e: Emitter, layout: Layout, activations: str) -> tuple[int, int]:
     """Panels and rows of one micro-kernel call."""
     if activations == "f32" and isinstance(layout, BlockLayout):
         return 1, e.target.shapes[0][1]  # two panels take twice as long to compile
-    return e.target.shapes[0 if isinstance(layout, FloatLayout) else 1 if layout.parts == 1 else 2]
+    return e.target.shapes[0] if isinstance(layout, FloatLayout) else e.target.shape(layout)
 
 
 def _rows(
@@ -116,102 +111,28 @@ def _tile(
     """`panels` panels by `rows` rows over all columns."""
     n = e.target.lanes
     outputs = [[w.y + (row + m) * w.y_stride + (panel + q) * (4 * n) for m in range(rows)] for q in range(panels)]
-    sums = []
+    sums: list[Sequence[Local]] = []
     for q, outs in enumerate(outputs):
         bias = e.load(w.bias + (before + panel + q) * w.bias_step, vec(F32, n))
-        sums.append([e.var(e.load(out, vec(F32, n)) + bias if add else bias) for out in outs])
+        first = [e.load(out, vec(F32, n)) + bias if add else bias for out in outs]
+        in_memory = _is_integer(layout, activations) and not e.target.keeps_sums(layout, panels * rows)
+        sums.append(e.stored(first) if in_memory else [e.var(value) for value in first])
     starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
-    if activations == "f32" or isinstance(layout, FloatLayout):
+    if _is_integer(layout, activations):
+        add_blocks(e, layout, a, starts, row, sums)
+    else:
         sources = [row + m for m in range(rows)]
         with e.loop(0, a.steps) as i:
-            for start, lane_sums in zip(starts, sums, strict=True):
-                float_step(e, layout, a, start + i * layout.step_bytes(n), sources, i, lane_sums)
-    else:
-        _block_loop(e, layout, a, starts, row, sums)
-    for outs, lane_sums in zip(outputs, sums, strict=True):
-        for out, total in zip(outs, lane_sums, strict=True):
+            for start, totals in zip(starts, sums, strict=True):
+                float_step(e, layout, a, start + i * layout.step_bytes(n), sources, i, totals)
+    for outs, totals in zip(outputs, sums, strict=True):
+        for out, total in zip(outs, totals, strict=True):
             e.store(total.value, out)
 
 
-def _block_loop(
-    e: Emitter, layout: BlockLayout, a: Fields, panels: list[Value], row: Value, sums: list[list[Variable]]
-) -> None:
-    """Panels by the rows from `row` on, all of one tile: sums[p][r] <n x f32> += their products over all columns."""
-    n, tile, alone = e.target.lanes, e.target.tile, len(sums[0]) == 1
-    header, size = layout.header_bytes(n), layout.part_bytes(n)
-    record, first = a.x + row // tile * a.x_stride, row % tile
-    # Of the first row's codes and correction.  Were they not opaque, LLVM would address one from the other; a product
-    # with an indexed operand is two instructions to the CPU, and prompts take up to twice as long.
-    at = [e.var(e.opaque(place)) for place in (record + first * ROW_BYTES, record + first * 4 + a.correction)]
-    with e.loop(0, a.steps) as i:
-        blocks = [panel + i * layout.step_bytes(n) for panel in panels]
-        ahead = e.i64(PREFETCH_BYTES)
-        if alone and len(panels) > 1:  # what follows a panel is its neighbour, which is read already: skip that
-            size_of = panels[1] - panels[0]
-            ahead = e.select(i * layout.step_bytes(n) + ahead < size_of, ahead, ahead + size_of * (len(panels) - 1))
-        if alone:
-            for block in blocks:
-                _prefetch(e, block + ahead, header)
-        scales_of = [open_block(e, layout, block) for block in blocks]
-        inner = sums  # of a super-block before the activations' scale, which all its parts share
-        if layout.parts > 1:
-            inner = [[e.var(e.zero(vec(F32, n))) for _ in of_panel] for of_panel in sums]
-        with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
-            codes = [block + header + part * size for block in blocks]
-            if alone:
-                for address in codes:
-                    _prefetch(e, address + ahead, size)
-            weights = [unpack(e, layout, address, layout.order(e.target.together)) for address in codes]
-            _add_block(e, layout, weights, [of_part(part) for of_part in scales_of], [v.value for v in at], inner)
-            for place in at:
-                place.set(e.opaque(place.value + a.block_stride))
-        if inner is not sums:
-            for r in range(len(sums[0])):
-                scale = e.broadcast(at[0].value - a.block_stride + (ROW_BYTES * r + BLOCK), F32, n)
-                for total, part_sums in zip(sums, inner, strict=True):
-                    total[r].set(e.fma(part_sums[r].value, scale, total[r].value))
-
-
-def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
-    """A single row is bound by memory: ask for weights that come later (past the last ones this does nothing)."""
-    for line in range(0, nbytes, CACHE_LINE):
-        e.prefetch(address + line)
-
-
-def _add_block(
-    e: Emitter, layout: BlockLayout, weights: list[Iterator[Value]], scales: list[tuple[list[Value], list[Value]]],
-    places: list[Value], sums: list[list[Variable]],
-) -> None:  # fmt: skip
-    """Add the products of 32 columns; weights, scales and minimums of each panel; places: of codes and correction.
-
-    The activations' scale is among the factors where each 32 columns have their own.
-    """
-    n, tile, groups, correction = e.target.lanes, e.target.tile, layout.groups, layout.correction(e.target)
-    codes, corrections = places
-    rows, order = range(len(sums[0])), layout.order(e.target.together)
-
-    def corrected(r: int, g: int, ty: Any) -> Value:
-        return e.broadcast(corrections + 4 * (tile * g + r), ty, n)
-
-    def columns(i: int, r: int, count: int) -> Value:
-        return e.repeated_bytes(codes + (ROW_BYTES * r + 4 * i), count, 4 * n)
-
-    def steps(g: int) -> Steps:
-        for i in order[g * 8 // groups : (g + 1) * 8 // groups]:
-            yield [next(w) for w in weights], partial(columns, i)
-
-    has_start = correction is not None and correction.factor is not None
-    for g in range(groups):
-        starts = [corrected(r, g, I32) if has_start else e.zero(vec(I32, n)) for r in rows]
-        dots = e.target.dots(e, starts, steps(g), layout.bound())
-        for r in rows:
-            own_scale = None if layout.parts > 1 else e.broadcast(codes + (ROW_BYTES * r + BLOCK), F32, n)
-            for p, (factors, minimums) in enumerate(scales):
-                factor = factors[g] if own_scale is None else factors[g] * own_scale
-                total = e.fma(dots[p][r].to(F32), factor, sums[p][r].value)
-                if minimums:
-                    total = e.fma(minimums[g], corrected(r, g, F32), total)
-                sums[p][r].set(total)
+def _is_integer(layout: Layout, activations: str) -> TypeGuard[BlockLayout]:
+    """Whether int8 activations meet integer codes."""
+    return activations == "int8" and isinstance(layout, BlockLayout)
 
 
 def matmul_kernel(name: str, add: bool, activations: str = "int8", experts: bool = False) -> Kernel:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from .activations import SINK_FIELDS, Sink, put, put_tail
 from .elementwise import tasks
-from .emit import F32, I64, Emitter, Value, vec
+from .emit import Emitter
 from .jit import Kernel
 from .layouts import BLOCK, Correction
 from .records import Record
+from .values import F32, I64, Value, vec
 
 # weight, bias: float32 [columns].  RMS norms have no bias.
 NORM = Record("n_rows", "row_index", "x", "x_stride", "columns", "weight", "bias", "epsilon", *SINK_FIELDS)

@@ -15,7 +15,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .emit import F16, F32, Emitter, Value, vec
+from .emit import Emitter
+from .values import F16, F32, Value, vec
 
 PAGE = 64  # positions of one page
 

@@ -15,10 +15,11 @@ from functools import partial
 from typing import ClassVar
 
 from .activations import int8_block
-from .emit import F16, F32, I8, I32, Emitter, Value, vec
+from .emit import Emitter
 from .layouts import BLOCK
 from .page_format import PAGE, Ahead, F16Pages, F32Pages, PageFormat, pieces
 from .target import Steps
+from .values import F16, F32, I8, I32, Value, vec
 
 
 class _Blocks(PageFormat):

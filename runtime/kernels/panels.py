@@ -19,12 +19,13 @@ import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator
 
-from .emit import F16, F32, I8, I16, I32, Emitter, Value, vec
+from .emit import Emitter
 from .jit import Kernel
 from .layouts import BLOCK, BlockLayout, FloatLayout, Layout
 from .layouts_32 import IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from .layouts_k import IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from .records import Record
+from .values import F16, F32, I8, I16, I32, Value, Variable, vec
 
 # count: matrices of n_panels panels and `rows` rows each, one after the other on both sides.
 PACK = Record("source", "panels", "rows", "row_bytes", "steps", "n_panels", "count")
@@ -60,20 +61,26 @@ def _shifted(word: Value, left: int) -> Value:
     return word << left if left >= 0 else word >> -left
 
 
-def unpack(e: Emitter, layout: BlockLayout, codes: Value, order: Iterable[int] = range(8)) -> Iterator[Value]:
+def unpack(
+    e: Emitter, layout: BlockLayout, codes: Variable, order: Iterable[int] = range(8), again: int = 8
+) -> Iterator[Value]:
     """Read the codes of 32 columns of a panel: eight vectors <4n x i8>; of signed types plus target.weight_offset.
 
-    Each is taken apart when it is asked for: all at once would need more registers than there are.  order: of vectors.
+    Each is taken apart when it is asked for: all at once would need more registers than there are.  codes: the address
+    of the part; order: of vectors; again: after how many of them what they share is loaded again, so that no register
+    need hold it.
     """
     n, target = e.target.lanes, e.target
     offset = target.weight_offset if layout.signed else 0
-    planes = []
-    for width, start, mask in _places(layout.planes):
-        load = functools.cache(lambda i, at=codes: e.load(at + 4 * n * i, vec(I32, n)))  # when it is first needed
-        planes.append((width, start, mask, load))
-        codes = codes + 4 * n * width
-    for j in order:
-        pieces = [_shifted(load(j % width), start - j // width * width) & mask for width, start, mask, load in planes]
+    for done, j in enumerate(order):
+        if done % again == 0:
+            if done:
+                codes.set(e.opaque(codes.value))
+            load = functools.cache(lambda i, at=codes.value: e.load(at + 4 * n * i, vec(I32, n)))
+        pieces, first = [], 0
+        for width, start, mask in _places(layout.planes):
+            pieces.append(_shifted(load(first + j % width), start - j // width * width) & mask)
+            first += width
         vector = functools.reduce(operator.or_, pieces).view(vec(I8, 4 * n))
         if layout.codebook is not None:
             table = [(value + offset + 128) % 256 - 128 for value in layout.codebook]
@@ -85,15 +92,21 @@ def open_block(e: Emitter, layout: BlockLayout, block: Value) -> Callable[[Value
     """Read the header of a panel's block.
 
     Returns a function that gives a part's scales and minimums, <n x f32> for each group (minimums: if there are any).
-    Those of a super-block are all computed here and wait on the stack, so that the loop over its parts stays small.
+    Those of a super-block are all computed here and wait on the stack, so that the loop over its parts stays small;
+    those of other blocks when they are asked for, since they would need registers before.
     """
-    n, header = e.target.lanes, []
-    for _, ty in layout.header:
-        header.append(e.load(block, vec(ty, n)))
-        block = block + n * (ty.width // 8)
-    scales, minimums = layout.scales(e, header)
+    n = e.target.lanes
+
+    def compute() -> tuple[list[Value], list[Value]]:
+        at, header = block, []
+        for _, ty in layout.header:
+            header.append(e.load(at, vec(ty, n)))
+            at = at + n * (ty.width // 8)
+        return layout.scales(e, header)
+
     if layout.parts == 1:
-        return lambda part: (scales, minimums)
+        return lambda part: compute()
+    scales, minimums = compute()
     size = 4 * n
     table = e.scratch(size * len(scales + minimums))
     for i, vector in enumerate(scales + minimums):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from .emit import I8, I32, Emitter, Value, vec
+from .emit import Emitter
 from .jit import Kernel
 from .records import Record
+from .values import I8, I32, Value, vec
 
 READ = Record("address", "tasks", "sums")
 """uint8 [tasks * READ_TASK] at `address`; int32 [tasks, lanes] at `sums` gets what each task read, lane by lane."""

@@ -7,16 +7,18 @@ that of float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
-from .emit import F32, I32, Emitter, Value, Variable, vec
+from .emit import Emitter
 from .layouts import BLOCK, BlockLayout, FloatLayout, Layout
 from .panels import load_float, open_block, unpack
 from .records import Fields
+from .values import F32, I32, Local, Value, vec
 
 
 def float_step(
-    e: Emitter, layout: Layout, a: Fields, step: Value, rows: list[Value], i: Value, sums: list[Variable]
+    e: Emitter, layout: Layout, a: Fields, step: Value, rows: list[Value], i: Value, sums: Sequence[Local]
 ) -> None:
     """sums[r] <n x f32> += w * x[rows[r]] over the columns of step `i` of a panel, whose weights are at `step`."""
     if isinstance(layout, FloatLayout):
@@ -42,13 +44,13 @@ def _whole_codes(e: Emitter, layout: BlockLayout, codes: Value) -> list[Value]:
     if layout.signed:  # made unsigned, if the target has not stored them so
         zero, flipped = 128, 0 if e.target.weight_offset else -0x7F7F7F80
     found = []
-    for quad in unpack(e, layout, codes):
+    for quad in unpack(e, layout, e.var(codes)):
         word = quad.view(vec(I32, e.target.lanes)) ^ flipped
         found += [(((word >> 8 * c) & 0xFF) - zero).to(F32) for c in range(4)]
     return found
 
 
-def _multiply(e: Emitter, a: Fields, weights: Value, rows: list[Value], column: Value, sums: list[Variable]) -> None:
+def _multiply(e: Emitter, a: Fields, weights: Value, rows: list[Value], column: Value, sums: Sequence[Local]) -> None:
     """Add `weights` <n x f32> of one column of all lanes, times each row's activation of that column."""
     for row, total in zip(rows, sums, strict=True):
         x = e.broadcast(a.x + row * a.x_stride + column * 4, F32, e.target.lanes)

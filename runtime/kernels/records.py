@@ -11,7 +11,8 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from .emit import F32, I64, Emitter, Value
+from .emit import Emitter
+from .values import F32, I64, Value
 
 
 class Record:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 
 from .elementwise import tasks
-from .emit import F32, I64, Emitter, Value, vec
+from .emit import Emitter
 from .jit import Kernel
 from .pages import PAGE_FORMATS
 from .records import Fields, Record
+from .values import F32, I64, Value, vec
 
 TASK_HEADS = 8  # heads that one task rotates, at least
 

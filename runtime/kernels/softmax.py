@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import operator
 
-from .emit import F32, Emitter, Value, vec
+from .emit import Emitter
 from .page_format import PAGE, pieces
+from .values import F32, Value, vec
 
 HIDDEN = -3e30  # the score of a position that a query may not see: its weight is 0 under every top
 LOWEST = -1e30  # the top before the first score

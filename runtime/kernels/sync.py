@@ -19,8 +19,9 @@ from __future__ import annotations
 import platform
 import sys
 
-from .emit import I32, I64, Emitter, Value
+from .emit import Emitter
 from .jit import Kernel
+from .values import I32, I64, Value
 
 # The SYNC area: fields on cache lines of their own, as byte offsets.
 STATE = 0  # int64: threads inside (bits 0..30), RUNNING, position (bits 32..63)

@@ -7,13 +7,18 @@ its dot product of unsigned or signed weight bytes with signed activation bytes,
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 from llvmlite import ir
 
-from .emit import F16, F32, I16, I32, Emitter, Value, vec
+from .emit import Emitter
+from .layouts import BlockLayout
+from .values import F16, F32, I16, I32, Value, vec
 
 # columns(row, count): the next 4, 8 or 16 activations of a row, again and again in a vector of 4 * lanes bytes.
 Columns = Callable[[int, int], Value]
@@ -21,8 +26,6 @@ Columns = Callable[[int, int], Value]
 Steps = Iterable[tuple[list[Value], Columns]]
 
 Shapes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
-ACTIVATION_MAX = 127  # |activation code| <= 127; a weight code may be -128
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,36 @@ class Target:
     shapes: ClassVar[Shapes]
     streams: ClassVar[int] = 1  # panels of blocks that a single row reads side by side, where more than `shapes` has
     together: ClassVar[int] = 1  # steps of neighbouring columns that `dots` wants one after the other
+    registers: ClassVar[int] = 32  # that hold a vector
+    word_sums: ClassVar[bool] = False  # `dots` sums products of codes that are not signed in 16 bits, two columns each
     weight_offset: ClassVar[int] = 0  # signed weights are stored as code + offset, so 128 makes them unsigned
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
 
-    def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
+    def dots(
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
+    ) -> list[list[Value]]:
         """sums[p][r][lane] = starts[r][lane] + sum over steps and c<4 of weights[p][4*lane+c] * x[r][4*lane+c].
 
-        starts <lanes x i32>; x[r] = columns(r, 4).  A step has the weights of each panel, <4*lanes x i8>, and a
-        function that gives a row's activations, -127..127, from the step's columns on; it may be asked for those of
-        later steps too.  Weights hold 0..bound, or (bound 128) signed codes -128..127 plus `weight_offset`.  Each step
-        meets all rows before the next: their sums are chains of instructions that run side by side, and one load of
-        activations serves all panels.
+        starts <lanes x i32>; halves (of word_sums): two int16 each, for a lane's first and last two columns, which
+        make up for what the sums have too much for 16 bits.  x[r] = columns(r, 4).  A step has the weights of each
+        panel, <4*lanes x i8>, and a function that gives a row's activations, -127..127, from the step's columns on; it
+        may be asked for those of later steps too.  Weights hold 0..bound, or (bound 128) signed codes -128..127 plus
+        `weight_offset`.  Each step meets all rows before the next: their sums are chains of instructions that run side
+        by side, and one load of activations serves all panels.
         """
         raise NotImplementedError
+
+    def shape(self, layout: BlockLayout) -> tuple[int, int]:
+        """Panels and rows of a micro-kernel that multiplies codes of this type."""
+        return self.shapes[1 if layout.parts == 1 else 2]
+
+    def keeps_sums(self, layout: BlockLayout, vectors: int) -> bool:
+        """Whether the float sums of a tile, so many vectors, stay in registers while those of whole numbers grow."""
+        return self.registers >= 32 or vectors < 4
+
+    def loads_again(self, layout: BlockLayout, alone: bool) -> int:
+        """After how many vectors of a part's eight to load again what they share; alone: for a single row."""
+        return 1 if self.registers < 32 and not alone else 8 // layout.groups
 
     def scaled(self, e: Emitter, x: Value, n: Value) -> Value:
         """x * 2**n for float32 x of 0.5 to 2 and whole float32 n <= 100; 0 for n < -125."""
@@ -71,6 +91,12 @@ class Target:
             odd = (indices & (1 << bit)).differs(0)
             level = [e.select(odd, b, a) for a, b in zip(level[::2], level[1::2], strict=True)]
         return level[0]
+
+    def _in_parts(self, x: Value, width: int, call: Callable[[Value], Value]) -> Value:
+        """`call` of every `width` elements of a vector of one or two times as many."""
+        first = call(x.pick(list(range(width)))) if x.lanes > width else call(x)
+        rest = list(range(width, x.lanes))
+        return first.pick(list(range(x.lanes)), call(x.pick(rest))) if rest else first
 
     @property
     def is_arm(self) -> bool:
@@ -112,27 +138,48 @@ class Target:
         return Value(e, e.b.trunc((half | sign).ir, i16)).view(ty)
 
 
-class Portable(Target):
-    """Plain widening arithmetic on 128-bit vectors: any CPU that LLVM knows."""
+class WideningTarget(Target):
+    """No instruction for dot products: those of 16 bits are summed there while they fit, then in pairs in 32 bits."""
 
-    name = "portable"
+    def dots(
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
+    ) -> list[list[Value]]:
+        signed, rest = bound == 128, iter(steps)  # 16 bits hold two products of bytes, and of others all that there are
+        halves_of_lanes = [list(range(8)), list(range(8, 16))]
+        sums: list[list[list[Value]]] = []  # [panel][row][half of the lanes]
+        while taken := list(islice(rest, 2 if signed else 1)):
+            first = e.zero(vec(I32, 4) if signed else vec(I16, 8))
+            sums = sums or [[[first] * 2 for _ in starts] for _ in taken[0][0]]
+            wide = [[[w.pick(half).to(I16) for half in halves_of_lanes] for w in weights] for weights, _ in taken]
+            for r in range(len(starts)):
+                rows = [columns(r, 4) for _, columns in taken]
+                for p, of_panel in enumerate(sums):
+                    for h, half in enumerate(halves_of_lanes):
+                        products = [w[p][h] * x.pick(half).to(I16) for w, x in zip(wide, rows, strict=True)]
+                        words = functools.reduce(operator.add, products)
+                        of_panel[r][h] = of_panel[r][h] + (self._pairs(e, words) if signed else words)
+                e.settle(of_panel[r] for of_panel in sums)
+            e.settle(two for of_panel in sums for two in of_panel)
+        if not signed:
+            sums = [[[self._pairs(e, words) for words in two] for two in of_panel] for of_panel in sums]
+        return [[s + self._joined(e, *two) for s, two in zip(starts, rows, strict=True)] for rows in sums]
+
+    def _pairs(self, e: Emitter, words: Value) -> Value:
+        """Sums of neighbours of <8 x i16>, as <4 x i32>."""
+        return words.pick([0, 2, 4, 6]).to(I32) + words.pick([1, 3, 5, 7]).to(I32)
+
+    def _joined(self, e: Emitter, low: Value, high: Value) -> Value:
+        """Sums of neighbours of two <4 x i32>, one after the other."""
+        return low.pick([0, 2, 4, 6], high) + low.pick([1, 3, 5, 7], high)
+
+
+class Portable(WideningTarget):
+    """Plain arithmetic on 128-bit vectors: any CPU that LLVM knows."""
+
+    name, lanes = "portable", 4
     withholds = ("avx", "amx", "f16c", "fma", "vaes", "vpclmulqdq", "sha512", "sm3", "sm4")  # all of AVX: some imply it
-    lanes, tile, shapes = 4, 4, ((1, 4), (1, 4), (1, 4))
+    tile, shapes, registers = 4, ((1, 4), (1, 4), (1, 4)), 16
     has_half = False
 
-    def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
-        group = 32767 // (ACTIVATION_MAX * bound)  # how many products fit one 16-bit word: 2 of 8 bits, 4 of 6, 17 of 4
-        numbered = list(enumerate(steps))
-        sums = [list(starts) for _ in numbered[0][1][0]]
-        partial = [list(starts) for _ in sums]
-        for i, (weights, columns) in numbered:
-            for r in range(len(starts)):
-                x = columns(r, 4).to(I16)
-                for p, w in enumerate(weights):
-                    products = w.to(I16) * x
-                    partial[p][r] = partial[p][r] + products if i % group else products
-                    if i % group == group - 1 or i == len(numbered) - 1:
-                        for c in range(4):
-                            quarter = partial[p][r].pick([4 * lane + c for lane in range(self.lanes)])
-                            sums[p][r] = sums[p][r] + quarter.to(I32)
-        return sums
+    def keeps_sums(self, layout: BlockLayout, vectors: int) -> bool:
+        return False

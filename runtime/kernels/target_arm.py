@@ -12,52 +12,45 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import ClassVar
 
-from .emit import I8, I16, I32, I64, Emitter, Value, vec
-from .target import ACTIVATION_MAX, Columns, Shapes, Steps, Target
+from .emit import Emitter
+from .layouts import BlockLayout
+from .target import Columns, Shapes, Steps, Target, WideningTarget
+from .values import I8, I32, I64, Value, vec
 
 _BYTES, _WORDS = vec(I8, 16), vec(I32, 4)
 
 
-class Neon(Target):
+class _Arm(Target):
+    lanes = 4
+
+    def lookup(self, e: Emitter, table: list[int], indices: Value) -> Value:
+        """tbl looks up 16 bytes."""
+        entries = e.const(_BYTES, table)
+        look = "llvm.aarch64.neon.tbl1.v16i8"
+        return self._in_parts(indices, 16, lambda part: e.call(look, _BYTES, [entries, part]))
+
+
+class Neon(_Arm, WideningTarget):
     """smull and sadalp: products are summed in 16 bits as long as they fit, then in pairs in 32."""
 
     name = "neon"
     requires: ClassVar[tuple[str, ...]] = ("neon",)
     withholds: ClassVar[tuple[str, ...]] = ("dotprod", "i8mm")
-    lanes, tile = 4, 4
+    tile = 4
     shapes: ClassVar[Shapes] = ((2, 8), (1, 4), (1, 4))
 
-    def lookup(self, e: Emitter, table: list[int], indices: Value) -> Value:
-        """tbl looks up 16 bytes."""
-        entries, found = e.const(_BYTES, table), []
-        for first in range(0, indices.lanes, 16):
-            part = indices.pick(list(range(first, first + 16)))
-            found.append(e.call("llvm.aarch64.neon.tbl1.v16i8", _BYTES, [entries, part]))
-        return found[0] if len(found) == 1 else found[0].pick(list(range(32)), found[1])
+    def keeps_sums(self, layout: BlockLayout, vectors: int) -> bool:
+        """As above, but bytes need two sums of 32 bits for each row beside two of 16."""
+        return not layout.signed
 
-    def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
-        group = 32767 // (ACTIVATION_MAX * bound)  # how many products fit one 16-bit word: 2 of 8 bits, 4 of 6, 17 of 4
-        numbered = list(enumerate(steps))
-        halves = [list(range(8)), list(range(8, 16))]  # of a vector of bytes: lanes 0 and 1, lanes 2 and 3
-        sums = [[[e.zero(_WORDS) for _ in halves] for _ in starts] for _ in numbered[0][1][0]]
-        partial = [[list(halves_of_row) for halves_of_row in of_panel] for of_panel in sums]
-        for i, (weights, columns) in numbered:
-            for r in range(len(starts)):
-                x = columns(r, 4)
-                for p, w in enumerate(weights):
-                    for h, half in enumerate(halves):
-                        products = w.pick(half).to(I16) * x.pick(half).to(I16)
-                        partial[p][r][h] = partial[p][r][h] + products if i % group else products
-                        if i % group == group - 1 or i == len(numbered) - 1:
-                            pairs = e.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", _WORDS, [partial[p][r][h]])
-                            sums[p][r][h] = sums[p][r][h] + pairs
-            live = sums if i % group == group - 1 else partial
-            e.settle(halves_of_row for of_panel in live for halves_of_row in of_panel)
-        together = [[e.call("llvm.aarch64.neon.addp.v4i32", _WORDS, both) for both in rows] for rows in sums]
-        return [[start + total for start, total in zip(starts, rows, strict=True)] for rows in together]
+    def _pairs(self, e: Emitter, words: Value) -> Value:
+        return e.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", _WORDS, [words])
+
+    def _joined(self, e: Emitter, low: Value, high: Value) -> Value:
+        return e.call("llvm.aarch64.neon.addp.v4i32", _WORDS, [low, high])
 
 
-class NeonDot(Neon):
+class NeonDot(_Arm):
     """sdot: four s8*s8 products added to an i32 lane; the four activations are one of a register's four quads."""
 
     name = "neon_dotprod"
@@ -65,7 +58,9 @@ class NeonDot(Neon):
     withholds: ClassVar[tuple[str, ...]] = ("i8mm",)
     tile, shapes, together = 6, ((2, 8), (1, 6), (1, 6)), 4
 
-    def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
+    def dots(
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
+    ) -> list[list[Value]]:
         sums: list[list[Value]] = []
         for weights, columns in _grouped(steps):
             sums = sums or [list(starts) for _ in weights[0]]
@@ -88,7 +83,13 @@ class NeonI8mm(NeonDot):
     requires = ("neon", "dotprod", "i8mm")
     withholds = ()
 
-    def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
+    def loads_again(self, layout: BlockLayout, alone: bool) -> int:
+        """As above: both of a part's halves, where vectors of weights are made of more than shifted nibbles."""
+        return 4 if len(layout.planes) > 1 or layout.codebook else super().loads_again(layout, alone)
+
+    def dots(
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
+    ) -> list[list[Value]]:
         pairs = range(len(starts) // 2)
         sums: list[list[Value]] = []
         squares: list[list[list[Value]]] = []  # [panel][pair][half]: of its rows r and s (r0 r1 s0 s1) or (r2 r3 s2 s3)

@@ -6,16 +6,20 @@ from typing import ClassVar
 
 from llvmlite import ir
 
-from .emit import I8, I16, I32, Emitter, Value, vec
-from .target import ACTIVATION_MAX, Steps, Target
+from .emit import Emitter
+from .layouts import BlockLayout
+from .target import Portable, Steps, Target
+from .values import I8, I16, I32, Value, vec
 
 
 class _X86(Target):
     """vpshufb looks up 16 bytes at a time, within each 128 bits."""
 
     def lookup(self, e: Emitter, table: list[int], indices: Value) -> Value:
-        name = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"}[indices.lanes]
-        return e.call(f"llvm.x86.{name}", indices.type, [e.const(indices.type, table * (indices.lanes // 16)), indices])
+        width = min(indices.lanes, 4 * self.lanes)
+        name = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"}[width]
+        entries = e.const(vec(I8, width), table * (width // 16))
+        return self._in_parts(indices, width, lambda part: e.call(f"llvm.x86.{name}", part.type, [entries, part]))
 
 
 class _Vnni(_X86):
@@ -24,7 +28,9 @@ class _Vnni(_X86):
     weight_offset = 128
     _instruction: ClassVar[str]
 
-    def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
+    def dots(
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
+    ) -> list[list[Value]]:
         sums: list[list[Value]] = []
         for weights, columns in steps:
             sums = sums or [list(starts) for _ in weights]
@@ -32,6 +38,8 @@ class _Vnni(_X86):
                 x = columns(r, 4)
                 for w, of_panel in zip(weights, sums, strict=True):
                     of_panel[r] = e.call(self._instruction, vec(I32, self.lanes), [of_panel[r], w, x])
+            if self.registers < 32:
+                e.settle(sums)
         return sums
 
 
@@ -57,36 +65,77 @@ class AvxVnni(_Vnni):
     name = "avx_vnni"
     requires = ("avx2", "fma", "f16c", "avxvnni")
     withholds = ("avx512", "amx", "avx10")
-    lanes, tile, shapes, streams = 8, 12, ((2, 4), (2, 4), (1, 6)), 2
+    lanes, tile, shapes, streams, registers = 8, 12, ((2, 4), (2, 6), (1, 12)), 2, 16
     _instruction = "llvm.x86.avx512.vpdpbusd.256"
 
+    def shape(self, layout: BlockLayout) -> tuple[int, int]:
+        """Two panels share each load of activations, unless to take codes apart takes the registers."""
+        if layout.parts > 1 or len(layout.planes) > 1 or (layout.codebook and not layout.signed):
+            return self.shapes[2]
+        return (2, 4) if layout.minimum else self.shapes[1]
 
-class Avx2(_X86):
-    """vpmaddubsw + vpmaddwd: pairs of products are summed in 16 bits, which must not saturate."""
 
+class _Pairs(_X86):
+    """pmaddubsw + pmaddwd: products are summed in 16 bits as long as they fit, those of 8-bit weights in pairs."""
+
+    registers, word_sums = 16, True
+    _instructions: ClassVar[tuple[str, str, str]]  # pmaddubsw, pmaddwd, psignb
+
+    def shape(self, layout: BlockLayout) -> tuple[int, int]:
+        """As above: two panels of nibbles, one of other codes."""
+        plain = layout.parts == 1 and layout.planes == (4,) and layout.codebook is None
+        return self.shapes[1 if plain else 2]
+
+    def dots(
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
+    ) -> list[list[Value]]:
+        pairs_of_bytes, _, sign = self._instructions
+        bytes_, words, signed = vec(I8, 4 * self.lanes), vec(I16, 2 * self.lanes), bound == 128
+        zeros = [e.zero(vec(I32, self.lanes))] * len(starts)
+        first = starts if signed else [start.view(words) for start in (starts if halves else zeros)]
+        sums: list[list[Value]] = []
+        for weights, columns in steps:
+            sums = sums or [list(first) for _ in weights]
+            unsigned = weights
+            if signed:  # |w| * (x with w's sign); 128 * 127 * 2 = 32512 fits 16 bits
+                unsigned = [
+                    e.call(f"llvm.abs.v{4 * self.lanes}i8", bytes_, [w, e.const(ir.IntType(1), 0)]) for w in weights
+                ]
+            for r in range(len(starts)):
+                shared = columns(r, 4)
+                for w, u, of_panel in zip(weights, unsigned, sums, strict=True):
+                    x = e.call(f"llvm.x86.{sign}", bytes_, [shared, w]) if signed else shared
+                    pairs = e.call(f"llvm.x86.{pairs_of_bytes}", words, [u, x])
+                    of_panel[r] = of_panel[r] + (self._widened(e, pairs) if signed else pairs)
+                if r % 2:  # two rows at a time: LLVM starts all of them otherwise, and their products wait
+                    last = [of_panel[r - 1 : r + 1] for of_panel in sums]
+                    e.settle(last)
+                    for of_panel, two in zip(sums, last, strict=True):
+                        of_panel[r - 1 : r + 1] = two
+            e.settle(sums)
+        if signed:
+            return sums
+        later = zeros if halves else starts
+        return [[start + self._widened(e, v) for start, v in zip(later, rows, strict=True)] for rows in sums]
+
+    def _widened(self, e: Emitter, words: Value) -> Value:
+        """Sums of two neighbouring int16, as int32."""
+        return e.call(f"llvm.x86.{self._instructions[1]}", vec(I32, self.lanes), [words, e.const(words.type, 1)])
+
+
+class Avx2(_Pairs):
     name = "avx2"
     requires = ("avx2", "fma", "f16c")
     withholds = ("avx512", "amx", "avx10", "avxvnni")
-    lanes, tile, shapes, streams = 8, 12, ((2, 4), (2, 4), (1, 6)), 2
+    lanes, tile, shapes, streams = 8, 8, ((2, 4), (2, 4), (1, 8)), 2
+    _instructions = "avx2.pmadd.ub.sw", "avx2.pmadd.wd", "avx2.psign.b"
 
-    def dots(self, e: Emitter, starts: list[Value], steps: Steps, bound: int) -> list[list[Value]]:
-        bytes_, words = vec(I8, 4 * self.lanes), vec(I16, 2 * self.lanes)
-        group = 32767 // (2 * ACTIVATION_MAX * bound)  # how many pair sums fit one 16-bit word: 8 of 4 bits, 4 of 5
-        ones, numbered = e.const(words, 1), list(enumerate(steps))
-        sums = [list(starts) for _ in numbered[0][1][0]]
-        partial = [list(starts) for _ in sums]
-        for i, (weights, columns) in numbered:
-            unsigned = weights
-            if bound == 128:  # signed weights: |w| * (x with w's sign); 128 * 127 * 2 = 32512 fits 16 bits
-                unsigned = [e.call("llvm.abs.v32i8", bytes_, [w, e.const(ir.IntType(1), 0)]) for w in weights]
-            for r in range(len(starts)):
-                shared = columns(r, 4)
-                for p, (w, u) in enumerate(zip(weights, unsigned, strict=True)):
-                    x = e.call("llvm.x86.avx2.psign.b", bytes_, [shared, w]) if bound == 128 else shared
-                    pairs = e.call("llvm.x86.avx2.pmadd.ub.sw", words, [u, x])
-                    partial[p][r] = partial[p][r] + pairs if i % group else pairs
-                    if i % group == group - 1 or i == len(numbered) - 1:
-                        four = e.call("llvm.x86.avx2.pmadd.wd", vec(I32, self.lanes), [partial[p][r], ones])
-                        sums[p][r] = sums[p][r] + four
-            e.settle(sums if i % group == group - 1 else partial)
-        return sums
+
+class Sse41(_Pairs):
+    """x86 since 2008, and the small cores that were sold without AVX until 2021."""
+
+    name = "sse41"
+    requires = ("ssse3", "sse4.1")
+    withholds = Portable.withholds
+    lanes, tile, shapes, has_half = 4, 8, ((1, 4), (2, 4), (1, 8)), False
+    _instructions = "ssse3.pmadd.ub.sw.128", "sse2.pmadd.wd", "ssse3.psign.b.128"

@@ -16,9 +16,11 @@ from ...errors import UnsupportedError
 from ..machine import ARM, arm_features
 from .target import Portable, Target
 from .target_arm import Neon, NeonDot, NeonI8mm
-from .target_x86 import Avx2, Avx512Vnni, AvxVnni
+from .target_x86 import Avx2, Avx512Vnni, AvxVnni, Sse41
 
-TARGETS: dict[str, type[Target]] = {t.name: t for t in (Avx512Vnni, AvxVnni, Avx2, NeonI8mm, NeonDot, Neon, Portable)}
+TARGETS: dict[str, type[Target]] = {
+    t.name: t for t in (Avx512Vnni, AvxVnni, Avx2, Sse41, NeonI8mm, NeonDot, Neon, Portable)
+}
 
 # LLVM 22 lacks timings of instructions that it makes for these; llvmlite's build checks that and ends the process.
 _WITHOUT_TIMINGS = ("ampere1b", "oryon-1")

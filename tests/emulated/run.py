@@ -53,7 +53,7 @@ CPUS = (
     Cpu("arm", "neoverse-n1", "neon_dotprod"),
     Cpu("arm", "cortex-a72", "neon"),
     Cpu("x86", "Haswell", "avx2"),
-    Cpu("x86", "Nehalem", "portable"),
+    Cpu("x86", "Nehalem", "sse41"),
 )
 
 
