@@ -18,7 +18,7 @@ _VECTOR = re.compile(r"%[xyz]mm\d|\b[qdvsbh]\d+\b")
 _PREFIX = re.compile(r"^(\{\w+\}|lock|rep)\s+")
 _LANES = re.compile(r"\.\d+[bhsd]$")  # of Apple's spelling: smmla.4s
 _REGISTER = re.compile(r"(?:%[xyz]mm|\b[vqdsbh])(\d+)\b")  # of vectors; each number is one, whatever its width
-_COPY = re.compile(r"v?mov(?:ap[sd]|dq[au](?:\d+)?|up[sd])?")
+_MOVE = re.compile(r"v?mov(ap[sd]|dq[au](\d+)?|up[sd])?|zip[12]|uzp[12]|trn[12]|ext|v?p?unpck\w+|v?p?shuf\w+|v?perm\w+")
 _JUMP = re.compile(r"j[a-z]+|b|b\.[a-z]+|cbn?z|tbn?z")
 
 
@@ -36,7 +36,7 @@ class Instruction:
     @property
     def writes(self) -> list[str]:
         """The numbers of the vector registers that it writes."""
-        if re.match("st[rpu]|cmp|v?u?comis", self.mnemonic) or not self.operands:
+        if re.match(r"st(r|ur|n?p|[1-4])|f?cmpe?$|v?u?comis|v?p?test", self.mnemonic) or not self.operands:
             return []
         fields = re.split(r",\s*(?![^(\[{]*[)\]}])", self.operands)
         if "%" in self.operands:  # AT&T's order: the target comes last
@@ -44,12 +44,14 @@ class Instruction:
         return _REGISTER.findall(",".join(fields[: 2 if self.mnemonic == "ldp" else 1]))
 
     @property
-    def copies(self) -> str | None:
-        """The number of the vector register that it copies to another one, if that is all that it does."""
-        found = _REGISTER.findall(self.operands)
-        if len(found) != 2 or "(" in self.operands or "[" in self.operands or not _COPY.fullmatch(self.mnemonic):
-            return None
-        return found[0] if "%" in self.operands else found[1]
+    def vectors(self) -> list[str]:
+        """The numbers of the vector registers that it names."""
+        return _REGISTER.findall(self.operands)
+
+    @property
+    def moves(self) -> bool:
+        """Whether it does no more than bring lanes of registers to other places."""
+        return not re.search(r"\(|\[(x|sp)", self.operands) and bool(_MOVE.fullmatch(self.mnemonic))
 
     @property
     def calls(self) -> str | None:
@@ -78,20 +80,32 @@ class Loop:
         return [i for i in self.instructions if i.spills and "Spill" in i.note]
 
     def makers(self, spill: Instruction) -> list[str]:
-        """The mnemonics of what computed the vectors that `spill` writes, in this turn of the loop or the last one."""
+        """The mnemonics of what computed the vectors that `spill` writes, in this turn of the loop or the last one.
+
+        Copies, lanes that change places, and what was spilled before lead to what they were made of.
+        """
         at = next(k for k, i in enumerate(self.instructions) if i is spill)
-        before = (
-            [*self.instructions[at - 1 :: -1], *self.instructions[: at - 1 : -1]] if at else self.instructions[::-1]
-        )
-        found = []
-        for number in _REGISTER.findall(spill.operands):
-            for i in before:
-                if number in i.writes:
-                    if not (source := i.copies):
-                        found.append(i.mnemonic)
-                        break
-                    number = source
-        return found
+        return [maker for number in spill.vectors for maker in self._makers(number, at, frozenset())]
+
+    def _makers(self, number: str, at: int, seen: frozenset[int]) -> list[str]:
+        """Of register `number` before instruction `at`; seen: instructions that led here."""
+        before = [*range(at - 1, -1, -1), *range(len(self.instructions) - 1, at, -1)]
+        for k in before:
+            i = self.instructions[k]
+            if number not in i.writes:
+                continue
+            if k in seen:
+                return []
+            if "Reload" in i.note and not i.note.count("Folded"):
+                slot = re.search(r"-?\d*\(%\w+\)|\[sp[^\]]*\]", i.operands)
+                stores = [
+                    s for s, j in enumerate(self.instructions) if "Spill" in j.note and slot and slot[0] in j.operands
+                ]
+                return [m for s in stores for n in self.instructions[s].vectors for m in self._makers(n, s, seen | {k})]
+            if not i.moves:
+                return [i.mnemonic]
+            return [m for n in set(i.vectors) for m in self._makers(n, k, seen | {k})]
+        return []
 
 
 @dataclass(frozen=True)
@@ -100,24 +114,6 @@ class Listing:
 
     instructions: list[Instruction]
     loops: list[Loop]
-
-    @property
-    def writes(self) -> list[str]:
-        """The numbers of the vector registers that it writes."""
-        if re.match("st[rpu]|cmp|v?u?comis", self.mnemonic) or not self.operands:
-            return []
-        fields = re.split(r",\s*(?![^(\[{]*[)\]}])", self.operands)
-        if "%" in self.operands:  # AT&T's order: the target comes last
-            return _REGISTER.findall(fields[-1]) if re.match("%", fields[-1]) else []
-        return _REGISTER.findall(",".join(fields[: 2 if self.mnemonic == "ldp" else 1]))
-
-    @property
-    def copies(self) -> str | None:
-        """The number of the vector register that it copies to another one, if that is all that it does."""
-        found = _REGISTER.findall(self.operands)
-        if len(found) != 2 or "(" in self.operands or "[" in self.operands or not _COPY.fullmatch(self.mnemonic):
-            return None
-        return found[0] if "%" in self.operands else found[1]
 
     @property
     def calls(self) -> set[str]:

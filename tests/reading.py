@@ -102,7 +102,7 @@ class Tile:
     @property
     def spills(self) -> int:
         """Vectors that each turn writes to the stack for want of registers."""
-        return len(self.loop.spills)
+        return sum(len(i.vectors) for i in self.loop.spills)
 
     @property
     def spilled_sums(self) -> list[str]:

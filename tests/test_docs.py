@@ -83,7 +83,7 @@ def test_the_lists_of_what_is_supported_are_true():
     for name in (name.upper() for name in FORMATS):
         assert re.search(rf"\b{name}\b", supported), name
     for name in TARGETS:
-        spelled = name.replace("avx512", "avx-512").replace("avx_", "avx-").replace("_", " ")
+        spelled = name.replace("avx512", "avx-512").replace("avx_", "avx-").replace("sse41", "sse4.1").replace("_", " ")
         assert spelled in supported.lower(), name
 
 

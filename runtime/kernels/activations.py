@@ -3,7 +3,7 @@ rows, or tiles of int8 codes with their scales, or both (`Sink`).
 
 A tile is `Target.tile` rows.  For each 32 columns, one record holds what a micro-kernel reads of all its rows:
 
-    for each row: 32 int8 codes, float32 scale | for each correction: int32 or float32 [group, row]
+    for each row: 32 int8 codes, float32 scale | for each correction: of its factor [group, row], its sums [group, row]
 
 so that every address in the micro-kernel is one of two pointers plus a constant.  Rows apart cost a pointer each,
 spills of those, and collisions in the cache where strides are powers of two: a third of the speed of prompts.
@@ -105,18 +105,24 @@ def _put_codes(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, code
     record, in_tile = a.codes + row // tile * a.tile_stride + block * a.block_stride, row % tile
     e.store(codes.to(I8), record + in_tile * ROW_BYTES)
     e.store(scale, record + in_tile * ROW_BYTES + BLOCK)
+    if sink.corrections:
+        low, high = (e.sum(codes.pick(list(range(k, k + BLOCK // 2)))) for k in (0, BLOCK // 2))
     for correction in sink.corrections:
-        place, size = record + in_tile * 4 + sink.correction_at(correction, tile), BLOCK // correction.groups
-        groups = [codes.pick(list(range(first, first + size))) for first in range(0, BLOCK, size)]
-        values = []
+        place = record + in_tile * 4 + sink.correction_at(correction, tile)
+        totals, values = [low, high] if correction.groups == 2 else [low + high], []
         if correction.halves:
-            for group in groups:
-                first, last = (e.sum(group.pick([k for k in range(size) if k // 2 % 2 == half])) for half in (0, 1))
-                values.append(first * correction.factor & 0xFFFF | last * correction.factor << 16)
+            values = [_halves(e, codes, g, correction) for g in range(correction.groups)]
         elif correction.factor:
-            values = [e.sum(group) * correction.factor for group in groups]
+            values = [total * correction.factor for total in totals]
         if correction.sums:
-            totals = [e.sum(group).to(F32) for group in groups]
-            values += totals if sink.columns > BLOCK else [total * scale for total in totals]
+            values += [total.to(F32) if sink.columns > BLOCK else total.to(F32) * scale for total in totals]
         for i, value in enumerate(values):
             e.store(value, place + 4 * tile * i)
+
+
+def _halves(e: Emitter, codes: Value, group: int, correction: Correction) -> Value:
+    """The factor times the sums of a group's columns: as low int16 of those first two of four, as high of others."""
+    size = BLOCK // correction.groups
+    columns = range(group * size, (group + 1) * size)
+    first, last = (e.sum(codes.pick([k for k in columns if k // 2 % 2 == half])) for half in (0, 1))
+    return ((first * correction.factor) & 0xFFFF) | ((last * correction.factor) << 16)

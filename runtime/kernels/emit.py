@@ -104,14 +104,17 @@ class Emitter:
         """Compute all vectors in these lists, of one type, before what needs one of them or one of these addresses.
 
         LLVM may take a sum of row after row where the source takes all rows of one step after the other, and then the
-        operands of all steps wait on the stack.
+        operands of all steps wait on the stack.  More vectors than there are registers settle in turns; on a CPU whose
+        registers have no letter here, nothing happens.
         """
-        lists = list(lists)
+        lists, letter = list(lists), self.target.vector_letter
+        if letter is None:
+            return
         places = [(of_list, i) for of_list in lists for i in range(len(of_list))]
-        limit = self.target.registers - 4  # more registers than there are can not be asked for
+        limit = self.target.registers - 4  # some hold what else is in use
         for first in range(0, len(places), limit):
             some = places[first : first + limit]
-            constraints = ["w" if self.target.is_arm else "x"] * len(some) + ["r"] * len(addresses)
+            constraints = [letter] * len(some) + ["r"] * len(addresses)
             if len(constraints) < 2:
                 continue
             values = [of_list[i].ir for of_list, i in some] + [address.value.ir for address in addresses]

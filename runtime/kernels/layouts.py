@@ -144,6 +144,8 @@ class BlockLayout:
         """What products with this type need of the activations."""
         zero = target.weight_offset if self.signed else self.zero or self.centre(target)
         halves = bool(zero) and target.word_sums and not self.signed
+        largest = max(zero, self.bound() - zero) * ACTIVATION_MAX * BLOCK // (2 * self.groups)
+        assert not halves or largest < 1 << 15, self.name
         return Correction(-zero, self.groups, halves, self.minimum) if zero or self.minimum else None
 
 

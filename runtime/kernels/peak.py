@@ -74,9 +74,8 @@ def dot(e: Emitter) -> None:
 
 def _opaque(value: Value) -> Value:
     """Return the same bits, of which LLVM knows nothing: what is done with them cannot be moved, merged or left out."""
-    place = "w" if value.e.target.is_arm else "v"  # LLVM's letter for any vector register
-    kind = ir.FunctionType(value.type, [value.type])
-    return Value(value.e, value.e.b.asm(kind, "", f"={place},0", [value.ir], side_effect=False))
+    letter, kind = value.e.target.vector_letter or "r", ir.FunctionType(value.type, [value.type])
+    return Value(value.e, value.e.b.asm(kind, "", f"={letter},0", [value.ir], side_effect=False))
 
 
 def _sum(values: list[Value]) -> Value:

@@ -119,7 +119,7 @@ def _add_part(
                 if offsets:
                     total = e.fma(offsets[p], corrected(r, g + groups * has_start, F32), total)
                 sums[p][r].set(total)
-        if groups > 1 and e.target.is_arm:  # else the next group starts while this one's sums wait
+        if groups > 1 and e.target.is_arm:  # LLVM starts the next group there while this one's sums wait
             _settle_locals(e, sums, at + codes)
 
 

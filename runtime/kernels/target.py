@@ -17,7 +17,7 @@ from typing import ClassVar
 from llvmlite import ir
 
 from .emit import Emitter
-from .layouts import BlockLayout
+from .layouts import ACTIVATION_MAX, BlockLayout
 from .values import F16, F32, I16, I32, Value, vec
 
 # columns(row, count): the next 4, 8 or 16 activations of a row, again and again in a vector of 4 * lanes bytes.
@@ -62,7 +62,8 @@ class Target:
         panel, <4*lanes x i8>, and a function that gives a row's activations, -127..127, from the step's columns on; it
         may be asked for those of later steps too.  Weights hold 0..bound, or (bound 128) signed codes -128..127 plus
         `weight_offset`.  Each step meets all rows before the next: their sums are chains of instructions that run side
-        by side, and one load of activations serves all panels.
+        by side, and one load of activations serves all panels.  Targets without a dot product sum all steps in 16
+        bits, unless bound is 128: their products have to fit.
         """
         raise NotImplementedError
 
@@ -101,6 +102,11 @@ class Target:
     @property
     def is_arm(self) -> bool:
         return self.triple.startswith(("aarch64", "arm64"))
+
+    @property
+    def vector_letter(self) -> str | None:
+        """LLVM's letter for any vector register, where this CPU is known here."""
+        return "w" if self.is_arm else "v" if self.triple.startswith("x86") else None
 
     def pause(self, e: Emitter) -> None:
         """Tell the CPU that this is a spinning loop."""
@@ -147,7 +153,10 @@ class WideningTarget(Target):
         signed, rest = bound == 128, iter(steps)  # 16 bits hold two products of bytes, and of others all that there are
         halves_of_lanes = [list(range(8)), list(range(8, 16))]
         sums: list[list[list[Value]]] = []  # [panel][row][half of the lanes]
+        done = 0
         while taken := list(islice(rest, 2 if signed else 1)):
+            done += len(taken)
+            assert signed or done * bound * ACTIVATION_MAX < 1 << 15, bound
             first = e.zero(vec(I32, 4) if signed else vec(I16, 8))
             sums = sums or [[[first] * 2 for _ in starts] for _ in taken[0][0]]
             wide = [[[w.pick(half).to(I16) for half in halves_of_lanes] for w in weights] for weights, _ in taken]

@@ -40,8 +40,8 @@ class Neon(_Arm, WideningTarget):
     shapes: ClassVar[Shapes] = ((2, 8), (1, 4), (1, 4))
 
     def keeps_sums(self, layout: BlockLayout, vectors: int) -> bool:
-        """As above, but bytes need two sums of 32 bits for each row beside two of 16."""
-        return not layout.signed
+        """Those of bytes do not: they need two sums of 32 bits for each row beside two of 16."""
+        return vectors < 4 or not layout.signed
 
     def _pairs(self, e: Emitter, words: Value) -> Value:
         return e.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", _WORDS, [words])
@@ -84,8 +84,9 @@ class NeonI8mm(NeonDot):
     withholds = ()
 
     def loads_again(self, layout: BlockLayout, alone: bool) -> int:
-        """As above: both of a part's halves, where vectors of weights are made of more than shifted nibbles."""
-        return 4 if len(layout.planes) > 1 or layout.codebook else super().loads_again(layout, alone)
+        """As `Target`, and tiles load both of a part's halves where vectors are made of more than shifted nibbles."""
+        costly = len(layout.planes) > 1 or layout.codebook is not None
+        return 4 if costly and not alone else super().loads_again(layout, alone)
 
     def dots(
         self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False

@@ -7,7 +7,7 @@ from typing import ClassVar
 from llvmlite import ir
 
 from .emit import Emitter
-from .layouts import BlockLayout
+from .layouts import ACTIVATION_MAX, BlockLayout
 from .target import Portable, Steps, Target
 from .values import I8, I16, I32, Value, vec
 
@@ -82,7 +82,7 @@ class _Pairs(_X86):
     _instructions: ClassVar[tuple[str, str, str]]  # pmaddubsw, pmaddwd, psignb
 
     def shape(self, layout: BlockLayout) -> tuple[int, int]:
-        """As above: two panels of nibbles, one of other codes."""
+        """As `AvxVnni`: two panels of nibbles, one of other codes."""
         plain = layout.parts == 1 and layout.planes == (4,) and layout.codebook is None
         return self.shapes[1 if plain else 2]
 
@@ -94,7 +94,8 @@ class _Pairs(_X86):
         zeros = [e.zero(vec(I32, self.lanes))] * len(starts)
         first = starts if signed else [start.view(words) for start in (starts if halves else zeros)]
         sums: list[list[Value]] = []
-        for weights, columns in steps:
+        for done, (weights, columns) in enumerate(steps, 1):
+            assert signed or halves or 2 * done * bound * ACTIVATION_MAX < 1 << 15, bound
             sums = sums or [list(first) for _ in weights]
             unsigned = weights
             if signed:  # |w| * (x with w's sign); 128 * 127 * 2 = 32512 fits 16 bits
