@@ -21,6 +21,8 @@ _BYTES, _WORDS = vec(I8, 16), vec(I32, 4)
 
 
 class _Arm(Target):
+    """Vectors of 128 bits, and the look-up in a table of 16 bytes that every such CPU has."""
+
     lanes = 4
 
     def lookup(self, e: Emitter, table: list[int], indices: Value) -> Value:

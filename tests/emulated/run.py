@@ -4,8 +4,7 @@
 
 Each CPU is emulated by QEMU, which gives programs its instructions and tells them of no others.  An ARM Python
 (userland.py), or this one on older x86, runs the kernels' own tests (inside.py) on the instruction set that it chooses;
-with `everything`, on the others too.  And it tells stories, whose tokens must be
-those that this machine tells.
+with `everything`, on the others too.  And it tells stories, whose tokens must be those that this machine tells.
 
 Python must have halfbyte's libraries and those of its tests.  HALFBYTE_TEST_DATA, where it is set, has a second model.
 """
