@@ -137,6 +137,11 @@ class Codes:
         at += 4 * self._tile * correction.groups if correction.factor else 0
         return self._by_row(at, correction.groups, 4).view(np.float32)[..., 0]
 
+    def less_anchor(self, correction: Correction) -> np.ndarray:
+        """float32 [rows, blocks]"""
+        at = self.sink.correction_at(correction, self._tile) + 4 * self._tile * (correction.values - 1)
+        return self._by_row(at, 1, 4).view(np.float32)[..., 0, 0]
+
     def values(self) -> np.ndarray:
         """float64 [rows, columns]: what codes and scales stand for."""
         with np.errstate(invalid="ignore"):  # an infinite scale

@@ -14,7 +14,7 @@ from halfbyte.runtime.kernels import elementwise as ew
 from halfbyte.runtime.kernels.activations import Sink
 from halfbyte.runtime.kernels.emit import Emitter
 from halfbyte.runtime.kernels.jit import Kernel, assembly
-from halfbyte.runtime.kernels.layouts import Correction
+from halfbyte.runtime.kernels.layouts import ANCHOR, Correction
 from halfbyte.runtime.kernels.matmul import matmul_kernel
 from halfbyte.runtime.kernels.panels import LAYOUTS
 from halfbyte.runtime.kernels.targets import make_target
@@ -100,7 +100,10 @@ def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
     x = (rng.standard_normal((5, 96)) * np.array([[1], [1e-3], [300], [1], [1]])).astype(np.float32)
     x[3, 32:64] = 0
     n = np.array([5], np.int64)
-    corrections = Correction(-8), Correction(-32, 2), Correction(sums=True), Correction(-16, 2, True, True)
+    corrections = (
+        Correction(-8), Correction(-32, 2), Correction(sums=True), Correction(-16, 2, True, True),
+        Correction(-8, anchored=True), Correction(sums=True, anchored=True),
+    )  # fmt: skip
     codes = Codes(Sink(False, True, corrections), 5, 96, bench.tile)
     record = ew.QUANTIZE.make(
         n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=96, out=0, out_stride=0, **codes.written()
@@ -122,6 +125,10 @@ def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
     pairs = want.reshape(5, 3, 2, 4, 2, 2).astype(np.int32).sum(axis=(3, 5))  # columns 0 and 1 of four, 2 and 3
     np.testing.assert_array_equal(codes.products(corrections[3]), -16 * pairs)
     np.testing.assert_array_equal(codes.sums(corrections[3]), (halves * rounded[..., None]).astype(np.float32))
+    starts = codes.products(corrections[4])[..., 0, 0].view(np.float32)
+    np.testing.assert_array_equal(starts, (ANCHOR - 8 * totals).astype(np.float32))
+    for correction in corrections[4:]:
+        np.testing.assert_array_equal(codes.less_anchor(correction).astype(np.float64), -ANCHOR * rounded)
 
 
 @pytest.mark.parametrize("name", PACKABLE)

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 ACTIVATION_MAX = 127  # |activation code| <= 127; a weight code may be -128
 BLOCK = 32  # columns that share an activation scale: one part of a weight block
 
+ANCHOR = 1.5 * 2.0**23
+"""Where sums of whole numbers start that become floats for nothing (`Target.anchors`): next to it floats are 1 apart.
+
+A sum of |s| < 2^22 that starts at the anchor's bits is the bits of the float ANCHOR + s, and one fma both converts and
+scales it: (ANCHOR + s)*scale - ANCHOR*scale.  With the 11 bits of a float16 scale, ANCHOR*scale is exact, so the result
+is s*scale rounded once.
+"""
+ANCHOR_BITS = 0x4B400000
+
 
 @dataclass(frozen=True, repr=False)
 class Correction:
@@ -27,20 +36,22 @@ class Correction:
     factor    the int32 factor * sum(codes), where integer dots start, so that the code `-factor` counts as zero
     halves    of a factor: not an int32 but two int16, of the columns that are first and last two of four
     sums      the float32 sum(codes), which the group's minimum multiplies, and in blocks of 32 times the scale
+    anchored  the integer dots start at ANCHOR's bits; the float32 -ANCHOR * scale takes that off
     """
 
     factor: int = 0
     groups: int = 1
     halves: bool = False
     sums: bool = False
+    anchored: bool = False
 
     @property
     def values(self) -> int:
-        """Of 4 bytes, for each row: those of the factor for each group come first."""
-        return self.groups * (bool(self.factor) + self.sums)
+        """Of 4 bytes, for each row: first the factor's for each group, then the sums, then -ANCHOR * scale."""
+        return self.groups * (bool(self.factor) + self.sums) + self.anchored
 
     def __repr__(self) -> str:  # part of a kernel's name
-        return f"{self.factor or ''}{'h' * self.halves}{'sum' * self.sums}x{self.groups}"
+        return f"{self.factor or ''}{'h' * self.halves}{'sum' * self.sums}{'anchor' * self.anchored}x{self.groups}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,13 @@ class BlockLayout:
         """
         raise NotImplementedError
 
+    def integers(self, e: Emitter, header: list[Value]) -> list[tuple[Value, list[Value]]]:
+        """What `scales` multiplies in super-blocks: d and whole numbers of the scales, then of any minimums.
+
+        The factors are float32; the numbers, -128..127, are int32, or int8 where each has a byte of its own.
+        """
+        raise NotImplementedError
+
     def codes(self, e: Emitter, block: Value, part: int) -> Value:
         """Read the codes of 32 columns of the file's block at address `block`, as <32 x i8> in order of columns."""
         raise NotImplementedError
@@ -137,8 +155,21 @@ class BlockLayout:
 
     def centre(self, target: Target) -> int:
         """What products take from the codes of a type with minimums, so that sums in 16 bits hold those of a group."""
-        fits = self.bound() * ACTIVATION_MAX * BLOCK // (2 * self.groups) < 1 << 15
-        return 0 if fits or not (self.minimum and target.word_sums) else (self.bound() + 1) // 2
+        if not self.minimum or not (target.word_sums or self._meets_words(target)):
+            return 0
+        columns, half = BLOCK // self.groups // (2 if target.word_sums else 1), (self.bound() + 1) // 2
+        fits, half_fits = (largest * ACTIVATION_MAX * columns < 1 << 15 for largest in (self.bound(), half))
+        return half if half_fits and not fits else 0
+
+    def whole_scales(self, target: Target) -> bool:
+        """Whether products stay whole numbers for a super-block: a group's sum fits the 16 bits that a scale meets."""
+        zero = self.zero or self.centre(target)
+        largest = max(zero, self.bound() - zero) * ACTIVATION_MAX * BLOCK // self.groups
+        return self._meets_words(target) and not self.signed and largest < 1 << 15
+
+    def _meets_words(self, target: Target) -> bool:
+        """Whether the target has scales of 16 bits for this: minimums wait for a loop of their own, in registers."""
+        return self.parts > 1 and target.word_scales and not (self.minimum and target.registers < 32)
 
     def correction(self, target: Target) -> Correction | None:
         """What products with this type need of the activations."""
@@ -146,7 +177,11 @@ class BlockLayout:
         halves = bool(zero) and target.word_sums and not self.signed
         largest = max(zero, self.bound() - zero) * ACTIVATION_MAX * BLOCK // (2 * self.groups)
         assert not halves or largest < 1 << 15, self.name
-        return Correction(-zero, self.groups, halves, self.minimum) if zero or self.minimum else None
+        anchored = target.anchors and self.parts == 1
+        assert not anchored or max(zero, self.bound()) * ACTIVATION_MAX * BLOCK < 1 << 22, self.name
+        if not (zero or self.minimum or anchored):
+            return None
+        return Correction(-zero, self.groups, halves, self.minimum, anchored)
 
 
 Layout = FloatLayout | BlockLayout

@@ -22,6 +22,12 @@ from .values import F32, I8, I16, I32, Value, vec
 class _Super(BlockLayout):
     parts = 8
 
+    def scales(self, e: Emitter, header: list[Value]) -> tuple[list[Value], list[Value]]:
+        scales, *minimums = (
+            [number.to(F32) * factor for number in integers] for factor, integers in self.integers(e, header)
+        )
+        return scales, [m for of_block in minimums for m in of_block]
+
 
 def _bytes(e: Emitter, address: Value) -> Value:
     """Read one byte for each of 32 columns."""
@@ -31,10 +37,6 @@ def _bytes(e: Emitter, address: Value) -> Value:
 def _each_byte(word: Value) -> list[Value]:
     """The four bytes of an int32, lowest first, as int32."""
     return [(word >> 8 * k) & 0xFF for k in range(4)]
-
-
-def _times(factor: Value, integers: list[Value]) -> list[Value]:
-    return [i.to(F32) * factor for i in integers]
 
 
 class Q4_K(_Super):
@@ -49,15 +51,15 @@ class Q4_K(_Super):
     header = ((0, I16), (2, I16), (4, I32), (8, I32), (12, I32))
     _nibbles_at = 16
 
-    def scales(self, e: Emitter, header: list[Value]) -> tuple[list[Value], list[Value]]:
+    def integers(self, e: Emitter, header: list[Value]) -> list[tuple[Value, list[Value]]]:
         d, dmin, first, second, third = header
         low, high = third & 0x0F0F0F0F, (third >> 4) & 0x0F0F0F0F
         scales = [first & 0x3F3F3F3F, low | ((first >> 2) & 0x30303030)]
         minimums = [second & 0x3F3F3F3F, high | ((second >> 2) & 0x30303030)]
-        return (
-            _times(half(d), [b for word in scales for b in _each_byte(word)]),
-            _times(-half(dmin), [b for word in minimums for b in _each_byte(word)]),
-        )
+        return [
+            (half(d), [b for word in scales for b in _each_byte(word)]),
+            (-half(dmin), [b for word in minimums for b in _each_byte(word)]),
+        ]
 
     def codes(self, e: Emitter, block: Value, part: int) -> Value:
         both = _bytes(e, block + (self._nibbles_at + 32 * (part // 2)))
@@ -85,9 +87,9 @@ class Q6_K(_Super):
     name, planes, groups, zero = "q6_k", (4, 2), 2, 32
     header = ((208, I16), *((192 + i, I8) for i in range(16)))
 
-    def scales(self, e: Emitter, header: list[Value]) -> tuple[list[Value], list[Value]]:
-        d, *integers = header
-        return _times(half(d), integers), []
+    def integers(self, e: Emitter, header: list[Value]) -> list[tuple[Value, list[Value]]]:
+        d, *scales = header
+        return [(half(d), scales)]
 
     def codes(self, e: Emitter, block: Value, part: int) -> Value:
         side, j = divmod(part, 4)
@@ -112,12 +114,12 @@ class Q3_K(_Super):
     name, planes, groups, zero = "q3_k", (2, 1), 2, 4
     header = ((108, I16), (96, I32), (100, I32), (104, I32))
 
-    def scales(self, e: Emitter, header: list[Value]) -> tuple[list[Value], list[Value]]:
+    def integers(self, e: Emitter, header: list[Value]) -> list[tuple[Value, list[Value]]]:
         d, first, second, high = header
         low = [first, second, first >> 4, second >> 4]
         top = [high << 4, high << 2, high, high >> 2]
         words = [(a & 0x0F0F0F0F) | (b & 0x30303030) for a, b in zip(low, top, strict=True)]
-        return _times(half(d), [b - 32 for word in words for b in _each_byte(word)]), []
+        return [(half(d), [b - 32 for word in words for b in _each_byte(word)])]
 
     def codes(self, e: Emitter, block: Value, part: int) -> Value:
         third = (_bytes(e, block) >> part) & 1
@@ -130,10 +132,10 @@ class Q2_K(_Super):
     name, planes, groups, minimum = "q2_k", (2,), 2, True
     header = ((80, I16), (82, I16), *((i, I8) for i in range(16)))
 
-    def scales(self, e: Emitter, header: list[Value]) -> tuple[list[Value], list[Value]]:
+    def integers(self, e: Emitter, header: list[Value]) -> list[tuple[Value, list[Value]]]:
         d, dmin, *pairs = header
         both = [pair.zext(I32) for pair in pairs]
-        return _times(half(d), [b & 15 for b in both]), _times(-half(dmin), [b >> 4 for b in both])
+        return [(half(d), [b & 15 for b in both]), (-half(dmin), [b >> 4 for b in both])]
 
     def codes(self, e: Emitter, block: Value, part: int) -> Value:
         return _two_bits(e, block + 16, part)
@@ -145,10 +147,10 @@ class IQ4_XS(_Super):
     name, planes, codebook, signed = "iq4_xs", (4,), NONLINEAR, True
     header = ((0, I16), (2, I16), (4, I32))
 
-    def scales(self, e: Emitter, header: list[Value]) -> tuple[list[Value], list[Value]]:
+    def integers(self, e: Emitter, header: list[Value]) -> list[tuple[Value, list[Value]]]:
         d, top, low = header
         high = top.zext(I32) << 4
-        return _times(half(d), [(((low >> 4 * j) & 15) | ((high >> 2 * j) & 0x30)) - 32 for j in range(8)]), []
+        return [(half(d), [(((low >> 4 * j) & 15) | ((high >> 2 * j) & 0x30)) - 32 for j in range(8)])]
 
     def codes(self, e: Emitter, block: Value, part: int) -> Value:
         return nibbles(e, block + (8 + 16 * part))

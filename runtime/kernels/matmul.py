@@ -16,7 +16,7 @@ from .jit import Kernel
 from .layouts import BlockLayout, FloatLayout, Layout
 from .panels import LAYOUTS
 from .products_f32 import float_step
-from .products_int8 import add_blocks
+from .products_int8 import Following, add_blocks
 from .records import Fields, Record
 from .values import F32, I64, Local, Value, vec
 
@@ -96,19 +96,24 @@ def _rows(
 ) -> None:  # fmt: skip
     """`panels` panels by rows first..end-1, in tiles as high as there are rows left."""
     height = _shape(e, layout, activations)[1]
-    row = e.var(first)
+    row, following = e.var(first), None
+    if _is_integer(layout, activations) and e.target.asks_ahead:
+        asking = (end - first) // height * a.steps * layout.parts  # times 32 columns of a full tile
+        next_panel = e.var(w.panels + (before + panel + panels) * w.panel_bytes)
+        following = Following(next_panel, panels * w.panel_bytes // e.max(asking, 1))
     for rows in (height, *(n for n in (8, 4, 2, 1) if n < height)):
         with e.repeat_while() as go_on_if_full:
             go_on_if_full(row.value + rows <= end)
-            _tile(e, layout, activations, a, w, before, panel, row.value, rows, panels, add)
+            full = following if rows == height else None
+            _tile(e, layout, activations, a, w, before, panel, row.value, rows, panels, add, full)
             row.set(row.value + rows)
 
 
 def _tile(
     e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, before: Value, panel: Value, row: Value,
-    rows: int, panels: int, add: bool,
+    rows: int, panels: int, add: bool, following: Following | None = None,
 ) -> None:  # fmt: skip
-    """`panels` panels by `rows` rows over all columns."""
+    """`panels` panels by `rows` rows over all columns; following: what products of integers ask for."""
     n = e.target.lanes
     outputs = [[w.y + (row + m) * w.y_stride + (panel + q) * (4 * n) for m in range(rows)] for q in range(panels)]
     sums: list[Sequence[Local]] = []
@@ -119,7 +124,7 @@ def _tile(
         sums.append(e.stored(first) if in_memory else [e.var(value) for value in first])
     starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
     if _is_integer(layout, activations):
-        add_blocks(e, layout, a, starts, row, sums)
+        add_blocks(e, layout, a, starts, row, sums, following)
     else:
         sources = [row + m for m in range(rows)]
         with e.loop(0, a.steps) as i:

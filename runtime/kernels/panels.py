@@ -95,28 +95,37 @@ def open_block(e: Emitter, layout: BlockLayout, block: Value) -> Callable[[Value
     Those of a super-block are all computed here and wait on the stack, so that the loop over its parts stays small;
     those of other blocks when they are asked for, since they would need registers before.
     """
-    n = e.target.lanes
-
-    def compute() -> tuple[list[Value], list[Value]]:
-        at, header = block, []
-        for _, ty in layout.header:
-            header.append(e.load(at, vec(ty, n)))
-            at = at + n * (ty.width // 8)
-        return layout.scales(e, header)
-
     if layout.parts == 1:
-        return lambda part: compute()
-    scales, minimums = compute()
-    size = 4 * n
-    table = e.scratch(size * len(scales + minimums))
-    for i, vector in enumerate(scales + minimums):
+        return lambda part: layout.scales(e, load_header(e, layout, block))
+    return by_part(e, layout, *layout.scales(e, load_header(e, layout, block)))
+
+
+def load_header(e: Emitter, layout: BlockLayout, block: Value) -> list[Value]:
+    """Read the fields of the header of a panel's block, each a vector of the panel's rows."""
+    n, at, header = e.target.lanes, block, []
+    for _, ty in layout.header:
+        header.append(e.load(at, vec(ty, n)))
+        at = at + n * (ty.width // 8)
+    return header
+
+
+def by_part(
+    e: Emitter, layout: BlockLayout, first: list[Value], second: list[Value]
+) -> Callable[[Value], tuple[list[Value], list[Value]]]:
+    """Put two things that each group of a super-block has, 4 bytes a lane, on the stack; the second may be missing.
+
+    Returns a function that finds those of a part's groups.
+    """
+    size = 4 * e.target.lanes
+    table = e.scratch(size * len(first + second))
+    for i, vector in enumerate(first + second):
         e.store(vector, table + size * i)
 
     def of_part(part: Value) -> tuple[list[Value], list[Value]]:
         at = table + part * (size * layout.groups)
-        firsts = [at, at + size * len(scales)] if minimums else [at]
-        found = [[e.load(first + size * g, vec(F32, n)) for g in range(layout.groups)] for first in firsts]
-        return found[0], found[1] if minimums else []
+        places = [(first, at), (second, at + size * len(first))] if second else [(first, at)]
+        found = [[e.load(start + size * g, has[0].type) for g in range(layout.groups)] for has, start in places]
+        return found[0], found[1] if second else []
 
     return of_part
 

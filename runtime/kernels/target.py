@@ -50,6 +50,9 @@ class Target:
     registers: ClassVar[int] = 32  # that hold a vector
     word_sums: ClassVar[bool] = False  # `dots` sums products of codes that are not signed in 16 bits, two columns each
     weight_offset: ClassVar[int] = 0  # signed weights are stored as code + offset, so 128 makes them unsigned
+    word_scales: ClassVar[bool] = False  # `add_scaled` is one instruction for sums that fit 16 bits
+    asks_ahead: ClassVar[bool] = False  # tiles of several rows ask memory for weights ahead of time
+    anchors: ClassVar[bool] = False  # `dots` adds to its starts and the CPU has fma: sums may start at ANCHOR
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
 
     def dots(
@@ -78,6 +81,13 @@ class Target:
     def loads_again(self, layout: BlockLayout, alone: bool) -> int:
         """After how many vectors of a part's eight to load again what they share; alone: for a single row."""
         return 1 if self.registers < 32 and not alone else 8 // layout.groups
+
+    def add_scaled(self, e: Emitter, total: Value, x: Value, scale: Value) -> Value:
+        """total + x * scale of <lanes x i32>, for targets with `word_scales`.
+
+        x: -32768..32767; scale: an int16 in the low half, of which the high half is 0.
+        """
+        raise NotImplementedError
 
     def scaled(self, e: Emitter, x: Value, n: Value) -> Value:
         """x * 2**n for float32 x of 0.5 to 2 and whole float32 n <= 100; 0 for n < -125."""

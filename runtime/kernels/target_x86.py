@@ -25,8 +25,7 @@ class _X86(Target):
 class _Vnni(_X86):
     """vpdpbusd: four u8*s8 products added to an i32 lane, no saturation."""
 
-    weight_offset = 128
-    _instruction: ClassVar[str]
+    weight_offset, anchors, word_scales = 128, True, True
 
     def dots(
         self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
@@ -37,10 +36,18 @@ class _Vnni(_X86):
             for r in range(len(starts)):
                 x = columns(r, 4)
                 for w, of_panel in zip(weights, sums, strict=True):
-                    of_panel[r] = e.call(self._instruction, vec(I32, self.lanes), [of_panel[r], w, x])
+                    of_panel[r] = e.call(self._intrinsic("vpdpbusd"), vec(I32, self.lanes), [of_panel[r], w, x])
             if self.registers < 32:
                 e.settle(sums)
         return sums
+
+    def add_scaled(self, e: Emitter, total: Value, x: Value, scale: Value) -> Value:
+        """vpdpwssd: of a lane's two products of 16 bits, that of the high halves is 0."""
+        words = vec(I16, 2 * self.lanes)
+        return e.call(self._intrinsic("vpdpwssd"), total.type, [total, x.view(words), scale.view(words)])
+
+    def _intrinsic(self, instruction: str) -> str:
+        return f"llvm.x86.avx512.{instruction}.{32 * self.lanes}"
 
 
 class Avx512Vnni(_Vnni):
@@ -51,8 +58,7 @@ class Avx512Vnni(_Vnni):
     # instructions for 96 products, two by six 220 to 270: prompts are 10 to 28 % slower with those.  Rows of floats lie
     # apart, and their addresses cost more: there two by six are 10 to 20 % faster.  A model in Q4_K_M generates 11 %
     # faster with two panels at a time, matrices in Q8_0 take 10 % less time; four gain 1 to 4 % more, in long chunks.
-    lanes, tile, shapes, streams = 16, 12, ((2, 6), (1, 12), (1, 12)), 2
-    _instruction = "llvm.x86.avx512.vpdpbusd.512"
+    lanes, tile, shapes, streams, asks_ahead = 16, 12, ((2, 6), (1, 12), (1, 12)), 2, True
 
     def scaled(self, e: Emitter, x: Value, n: Value) -> Value:
         if x.lanes != self.lanes:
@@ -66,7 +72,6 @@ class AvxVnni(_Vnni):
     requires = ("avx2", "fma", "f16c", "avxvnni")
     withholds = ("avx512", "amx", "avx10")
     lanes, tile, shapes, streams, registers = 8, 12, ((2, 4), (2, 6), (1, 12)), 2, 16
-    _instruction = "llvm.x86.avx512.vpdpbusd.256"
 
     def shape(self, layout: BlockLayout) -> tuple[int, int]:
         """Two panels share each load of activations, unless to take codes apart takes the registers."""
