@@ -206,13 +206,13 @@ def _as_floats(
     ]
     if not layout.minimum:
         return floats
-    first, sums_from = e.var(correction), layout.groups * (layout.centre(e.target) != 0)
+    first, sums_from = e.var(e.opaque(correction)), layout.groups * (layout.centre(e.target) != 0)
     with e.loop(0, layout.parts) as part:
         for block, of_panel in zip(blocks, floats, strict=True):
             for g, offset in enumerate(block.of_part(part)[1]):
                 for r, total in enumerate(of_panel):
                     total.set(e.fma(offset, _corrected(e, first.value, r, sums_from + g, F32), total.value))
-        first.set(first.value + a.block_stride)
+        first.set(e.opaque(first.value + a.block_stride))
     return floats
 
 
