@@ -13,8 +13,9 @@ from halfbyte.runtime.kernels import elementwise as ew
 from halfbyte.runtime.kernels.activations import ROW_BYTES, Sink
 from halfbyte.runtime.kernels.jit import Kernel, Library
 from halfbyte.runtime.kernels.layouts import Correction
-from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel
+from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel, opens_panels
 from halfbyte.runtime.kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
+from halfbyte.runtime.kernels.products_int8 import opened_bytes
 from halfbyte.runtime.kernels.records import Record
 from halfbyte.runtime.kernels.targets import make_target, runnable
 
@@ -67,7 +68,7 @@ class Bench:
     def __init__(self, target: str, threads: int = 2):
         self.library = Library(make_target(target))
         self.pool = ThreadPool(self.library, threads)
-        self.lanes, self.tile = self.library.target.lanes, self.library.target.tile
+        self.lanes, self.tile, self.threads = self.library.target.lanes, self.library.target.tile, threads
 
     def run(self, kernel: Kernel, record: np.ndarray) -> None:
         self.pool.run(np.array([[self.library.address(kernel), record.ctypes.data]], np.int64))
@@ -212,18 +213,22 @@ class Product:
                 bias=address(zeros if bias is None else bias), bias_step=0 if bias is None else 4 * self.bench.lanes,
             )
         )  # fmt: skip
+        target, opened_stride = self.bench.library.target, 0
+        if opens_panels(self.layout, self.activations):
+            opened_stride = self.steps * opened_bytes(self.layout, target)
+        opened = self._zeros((self.bench.threads, opened_stride), np.uint8)
         source = self.codes.read(self.correction)
         if self.activations == "f32":
             source |= {"x": address(x), "x_stride": x.strides[0]}
         record = self.heap.place(
             MATMUL.make(
                 n_rows=address(n), steps=self.steps, token_block=2 * self.bench.tile, chunk=3, n_matrices=1,
-                matrices=address(matrices), **source,
+                matrices=address(matrices), opened=address(opened), opened_stride=opened.strides[0], **source,
             )
         )  # fmt: skip
         for array in (n, zeros, matrices, record):
             self.heap.freeze(array)
-        self._kept = n, zeros, matrices
+        self._kept = n, zeros, matrices, opened
         return matmul_kernel(self.name, add, self.activations), record
 
     def output(self, n: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ..kernels import elementwise as ew
 from ..kernels.jit import Kernel, Library
 from ..kernels.layouts import BlockLayout
-from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
+from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel, opens_panels
+from ..kernels.products_int8 import opened_bytes
 from .adapters import AdapterMatrices, AdapterScales
 from .batch import N_ITEMS, N_OUTPUTS, N_ROWS, StepInputs
 from .buffers import Activations, Buffers, Rows, Tiles
@@ -129,6 +130,11 @@ class Steps:
             source, stride, row_bytes = tiles.memory.address, tiles.tile_stride, tiles.tile_stride // self._tile
             block_stride = tiles.block_stride
             correction_at = tiles.sink.correction_at(correction, self._tile) if correction is not None else 0
+        opened_stride = 0
+        if opens_panels(layout, activations):
+            assert isinstance(layout, BlockLayout)
+            opened_stride = x.columns // layout.step_columns * opened_bytes(layout, self._library.target)
+        opened = self._buffers.shared("opened panels", self._threads * opened_stride) if opened_stride else None
         self._add(
             matmul_kernel(layout.name, add, activations, experts=blocks is not None),
             MATMUL.make(
@@ -137,6 +143,7 @@ class Steps:
                 correction=correction_at,
                 token_block=max(self._tile, L2_BYTES // row_bytes // self._tile * self._tile),
                 chunk=chunk, n_matrices=len(pairs), matrices=int(matrices.ctypes.data),
+                opened=opened.address if opened else 0, opened_stride=opened_stride,
             ),
         )  # fmt: skip
 

@@ -4,9 +4,8 @@ Source of the layouts: the block structs of ggml.  A super-block has a float16 d
 m) for each 32 or 16 columns: w = d*sc*(q - zero), or d*sc*q - dmin*m.
 
 Panels keep these integers as the file packs them.  Widened to bytes they would add 2.8 % to the bytes of Q4_K (2.3 % to
-Q5_K, 3.6 % to Q3_K, 1.5 % to IQ4_XS), which decoding pays.  To take them apart costs Q4_K on AVX-512 33 vector
-instructions a super-block instead of 16, of the 990 of a full tile.  Measured on two threads: packed, decoding is 1 to
-5 % faster; prompts are as fast on AVX-512 and 1 to 3 % slower on AVX2.
+Q5_K, 3.6 % to Q3_K, 1.5 % to IQ4_XS), which decoding pays: on two threads it takes 1 to 5 % less time as they are.
+Prompts take them apart once for all tiles that a panel meets (`open_panel` in products_int8.py).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .jit import Kernel
 from .layouts import BlockLayout, FloatLayout, Layout
 from .panels import LAYOUTS
 from .products_f32 import float_step
-from .products_int8 import Following, add_blocks
+from .products_int8 import Following, add_blocks, open_panel
 from .records import Fields, Record
 from .values import F32, I64, Local, Value, vec
 
@@ -24,8 +24,10 @@ from .values import F32, I64, Local, Value, vec
 # the weights, or columns for float types.  x: float32 rows x_stride bytes apart, or tiles of int8 codes
 # (activations.py) x_stride bytes apart with records of block_stride bytes, in which the weights' correction lies at
 # byte `correction`.  token_block: rows of a task at most, a multiple of the target's tile (for experts the blocks say).
+# opened: for each thread opened_stride bytes, where it keeps a panel's scales taken apart (`opened_bytes` a block).
 MATMUL = Record(
     "n_rows", "steps", "x", "x_stride", "block_stride", "correction", "token_block", "chunk", "n_matrices", "matrices",
+    "opened", "opened_stride",
 )  # fmt: skip
 # One of the matrices of a step: y float32 rows of y_stride bytes; bias float32 [rows] with bias_step 4*lanes, or one
 # vector of zeros with bias_step 0.
@@ -39,8 +41,9 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool) ->
     many, one after the other, with as many biases; a block of rows meets the one that it names.
     """
     layout = LAYOUTS[name]
-    record, _, _, ticket = e.args
+    record, thread, _, ticket = e.args
     a = MATMUL.read(e, record)
+    opened = a.opened + thread * a.opened_stride if opens_panels(layout, activations) else None
     n_rows = token_blocks = e.load(a.n_rows, I64)
     if not experts:
         token_blocks = (n_rows + a.token_block - 1) // a.token_block
@@ -79,7 +82,7 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool) ->
         for panels in dict.fromkeys((widest, 1)):
             with e.repeat_while() as go_on_if_wide:
                 go_on_if_wide(panel.value + panels <= end)
-                _rows(e, layout, activations, a, w, before, panel.value, panels, first_row, end_row, add)
+                _rows(e, layout, activations, a, w, before, panel.value, panels, first_row, end_row, add, opened)
                 panel.set(panel.value + panels)
 
 
@@ -92,7 +95,7 @@ def _shape(e: Emitter, layout: Layout, activations: str) -> tuple[int, int]:
 
 def _rows(
     e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, before: Value, panel: Value, panels: int,
-    first: Value, end: Value, add: bool,
+    first: Value, end: Value, add: bool, opened: Value | None,
 ) -> None:  # fmt: skip
     """`panels` panels by rows first..end-1, in tiles as high as there are rows left."""
     height = _shape(e, layout, activations)[1]
@@ -101,19 +104,23 @@ def _rows(
         asking = (end - first) // height * a.steps * layout.parts  # times 32 columns of a full tile
         next_panel = e.var(w.panels + (before + panel + panels) * w.panel_bytes)
         following = Following(next_panel, panels * w.panel_bytes // e.max(asking, 1))
+    if opened is not None and isinstance(layout, BlockLayout):
+        assert panels == 1
+        with e.when(first + height <= end):
+            open_panel(e, layout, a.steps, w.panels + (before + panel) * w.panel_bytes, opened)
     for rows in (height, *(n for n in (8, 4, 2, 1) if n < height)):
         with e.repeat_while() as go_on_if_full:
             go_on_if_full(row.value + rows <= end)
-            full = following if rows == height else None
-            _tile(e, layout, activations, a, w, before, panel, row.value, rows, panels, add, full)
+            full = (following, opened) if rows == height else (None, None)
+            _tile(e, layout, activations, a, w, before, panel, row.value, rows, panels, add, *full)
             row.set(row.value + rows)
 
 
 def _tile(
     e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, before: Value, panel: Value, row: Value,
-    rows: int, panels: int, add: bool, following: Following | None = None,
+    rows: int, panels: int, add: bool, following: Following | None = None, opened: Value | None = None,
 ) -> None:  # fmt: skip
-    """`panels` panels by `rows` rows over all columns; following: what products of integers ask for."""
+    """`panels` panels by `rows` rows over all columns; following, opened: as products of integers take them."""
     n = e.target.lanes
     outputs = [[w.y + (row + m) * w.y_stride + (panel + q) * (4 * n) for m in range(rows)] for q in range(panels)]
     sums: list[Sequence[Local]] = []
@@ -124,7 +131,7 @@ def _tile(
         sums.append(e.stored(first) if in_memory else [e.var(value) for value in first])
     starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
     if _is_integer(layout, activations):
-        add_blocks(e, layout, a, starts, row, sums, following)
+        add_blocks(e, layout, a, starts, row, sums, following, opened)
     else:
         sources = [row + m for m in range(rows)]
         with e.loop(0, a.steps) as i:
@@ -133,6 +140,14 @@ def _tile(
     for outs, totals in zip(outputs, sums, strict=True):
         for out, total in zip(outs, totals, strict=True):
             e.store(total.value, out)
+
+
+def opens_panels(layout: Layout, activations: str) -> bool:
+    """Whether full tiles find a panel's scales taken apart: once for all of them instead of once for each.
+
+    Prompts in Q4_K take 2 to 3 % less time so, in Q6_K 3 to 18 %.
+    """
+    return _is_integer(layout, activations) and layout.parts > 1
 
 
 def _is_integer(layout: Layout, activations: str) -> TypeGuard[BlockLayout]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from .emit import Emitter
 from .jit import Kernel
@@ -86,48 +86,6 @@ def unpack(
             table = [(value + offset + 128) % 256 - 128 for value in layout.codebook]
             vector = target.lookup(e, table, vector)
         yield vector
-
-
-def open_block(e: Emitter, layout: BlockLayout, block: Value) -> Callable[[Value], tuple[list[Value], list[Value]]]:
-    """Read the header of a panel's block.
-
-    Returns a function that gives a part's scales and minimums, <n x f32> for each group (minimums: if there are any).
-    Those of a super-block are all computed here and wait on the stack, so that the loop over its parts stays small;
-    those of other blocks when they are asked for, since they would need registers before.
-    """
-    if layout.parts == 1:
-        return lambda part: layout.scales(e, load_header(e, layout, block))
-    return by_part(e, layout, *layout.scales(e, load_header(e, layout, block)))
-
-
-def load_header(e: Emitter, layout: BlockLayout, block: Value) -> list[Value]:
-    """Read the fields of the header of a panel's block, each a vector of the panel's rows."""
-    n, at, header = e.target.lanes, block, []
-    for _, ty in layout.header:
-        header.append(e.load(at, vec(ty, n)))
-        at = at + n * (ty.width // 8)
-    return header
-
-
-def by_part(
-    e: Emitter, layout: BlockLayout, first: list[Value], second: list[Value]
-) -> Callable[[Value], tuple[list[Value], list[Value]]]:
-    """Put two things that each group of a super-block has, 4 bytes a lane, on the stack; the second may be missing.
-
-    Returns a function that finds those of a part's groups.
-    """
-    size = 4 * e.target.lanes
-    table = e.scratch(size * len(first + second))
-    for i, vector in enumerate(first + second):
-        e.store(vector, table + size * i)
-
-    def of_part(part: Value) -> tuple[list[Value], list[Value]]:
-        at = table + part * (size * layout.groups)
-        places = [(first, at), (second, at + size * len(first))] if second else [(first, at)]
-        found = [[e.load(start + size * g, has[0].type) for g in range(layout.groups)] for has, start in places]
-        return found[0], found[1] if second else []
-
-    return of_part
 
 
 def _stage_block(e: Emitter, layout: BlockLayout, source: Value, block: Value, lane: Value, words: Value) -> None:

@@ -12,8 +12,9 @@ from contextlib import nullcontext
 
 from .emit import Emitter
 from .layouts import BLOCK, BlockLayout, FloatLayout, Layout
-from .panels import load_float, open_block, unpack
+from .panels import load_float, unpack
 from .records import Fields
+from .scales import open_block
 from .values import F32, I32, Local, Value, vec
 
 

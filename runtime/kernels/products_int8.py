@@ -17,16 +17,16 @@ from typing import Any
 from .activations import ROW_BYTES
 from .emit import Emitter
 from .layouts import ANCHOR_BITS, BLOCK, BlockLayout
-from .panels import by_part, load_header, open_block, unpack
+from .panels import unpack
 from .records import Fields
-from .target import Steps
+from .scales import ScalesOf, SuperScales, open_block
+from .target import Steps, Target
 from .values import F32, I32, Local, Value, Variable, vec
 
 CACHE_LINE = 64
 PREFETCH_BYTES = 4096  # how far ahead lower tiles ask for weights: decoding gains 8 % (2 to 8 KiB do alike)
 
 Scales = Callable[[], tuple[list[Value], list[Value]]]  # those of a panel's 32 columns, and the minimums
-_ScalesOf = Callable[[Value], tuple[list[Value], list[Value]]]  # of a part of a panel's block
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ class Following:
 
 def add_blocks(
     e: Emitter, layout: BlockLayout, a: Fields, panels: list[Value], row: Value, sums: Sequence[Sequence[Local]],
-    following: Following | None,
+    following: Following | None, opened: Value | None,
 ) -> None:  # fmt: skip
     """Panels by the rows from `row` on, all of one tile: sums[p][r] <n x f32> += their products over all columns.
+
+    opened: where `open_panel` has put the scales of the super-blocks of one panel; None: they are taken apart here.
 
     A single row, which memory bounds, asks for what it reads next itself, and so do tiles of few rows where registers
     allow (on AVX-512 4 and 8 sequences at once take 15 to 25 % less time; on AVX-VNNI sums would be spilled).
@@ -62,6 +64,8 @@ def add_blocks(
     # Of the first row's codes and correction.  Were they not opaque, LLVM would address one from the other; a product
     # with an indexed operand is two instructions to the CPU, and prompts take up to twice as long.
     at = [e.var(e.opaque(place)) for place in (record + first * ROW_BYTES, record + first * 4 + a.correction)]
+    at_hand = opened is None and layout.parts > 1
+    tables = [e.scratch(opened_bytes(layout, e.target)) for _ in panels] if at_hand else []
     with e.loop(0, a.steps) as i:
         blocks = [panel + i * layout.step_bytes(n) for panel in panels]
         ahead = e.i64(PREFETCH_BYTES)
@@ -71,8 +75,13 @@ def add_blocks(
         if few:
             for block in blocks:
                 _prefetch(e, block + ahead, header)
-        wholes = [_open_whole(e, layout, block) for block in blocks] if whole else []
-        scales_of: Sequence[_ScalesOf] = wholes or [open_block(e, layout, block) for block in blocks]
+        supers = [_super_scales(e, layout, table) for table in tables]
+        for here, block in zip(supers, blocks, strict=at_hand):
+            here.fill(block)
+        if opened is not None:
+            supers = [_super_scales(e, layout, opened + i * opened_bytes(layout, e.target))]
+        centre = layout.centre(e.target)
+        scales_of: Sequence[ScalesOf] = supers or [open_block(e, layout, block, centre) for block in blocks]
         inner = sums  # of a super-block before the activations' scale, which all its parts share
         if layout.parts > 1:
             zero = e.zero(vec(I32 if whole else F32, n))
@@ -90,12 +99,28 @@ def add_blocks(
             for place in at:
                 place.set(e.opaque(place.value + a.block_stride))
         if whole:
-            inner = _as_floats(e, layout, a, wholes, at[1].value - a.block_stride * layout.parts, inner)
+            inner = _as_floats(e, layout, a, supers, at[1].value - a.block_stride * layout.parts, inner)
         if inner is not sums:
             for r in range(len(sums[0])):
                 scale = e.broadcast(at[0].value - a.block_stride + (ROW_BYTES * r + BLOCK), F32, n)
                 for total, part_sums in zip(sums, inner, strict=True):
                     total[r].set(e.fma(part_sums[r].value, scale, total[r].value))
+
+
+def opened_bytes(layout: BlockLayout, target: Target) -> int:
+    """Bytes of the scales of a super-block of a panel, taken apart."""
+    return SuperScales.nbytes(layout, target, layout.whole_scales(target))
+
+
+def open_panel(e: Emitter, layout: BlockLayout, steps: Value, panel: Value, opened: Value) -> None:
+    """Take apart the scales of all super-blocks of a panel, for all tiles that it meets: to `opened`."""
+    with e.loop(0, steps) as i:
+        scales = _super_scales(e, layout, opened + i * opened_bytes(layout, e.target))
+        scales.fill(panel + i * layout.step_bytes(e.target.lanes))
+
+
+def _super_scales(e: Emitter, layout: BlockLayout, table: Value) -> SuperScales:
+    return SuperScales(e, layout, table, layout.centre(e.target), layout.whole_scales(e.target))
 
 
 def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
@@ -115,7 +140,7 @@ def _add_part(
     columns have their own.  Sums are of whole numbers where the scales are (`BlockLayout.whole_scales`).
     """
     n, groups, correction = e.target.lanes, layout.groups, layout.correction(e.target)
-    rows, order, centre = range(len(sums[0])), layout.order(e.target.together), layout.centre(e.target)
+    rows, order = range(len(sums[0])), layout.order(e.target.together)
     has_start = correction is not None and correction.factor != 0
     halves = correction is not None and correction.halves
     anchored = correction is not None and correction.anchored
@@ -148,10 +173,8 @@ def _add_part(
         factors, offsets = [], []
         for scales, minimums in (now() for now in scales_of):
             factors.append(scales[g])
-            if minimums:
-                offsets.append(
-                    e.fma(scales[g], e.const(scales[g].type, centre), minimums[g]) if centre else minimums[g]
-                )
+            if minimums and not layout.whole_scales(e.target):
+                offsets.append(minimums[g])
         for r in rows:
             added = adder(r)
             for p, factor in enumerate(factors):
@@ -169,33 +192,10 @@ def _corrected(e: Emitter, first: Value, row: int, index: int, ty: Any) -> Value
     return e.broadcast(first + 4 * (e.target.tile * index + row), ty, e.target.lanes)
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """A panel's super-block whose scales are whole numbers, int16 in <n x i32>, times `factor` <n x f32>.
-
-    offsets: <n x f32>, of each group what its minimum and the codes' centre add for each activation.
-    """
-
-    factor: Value
-    of_part: _ScalesOf  # scales and offsets
-
-    def __call__(self, part: Value) -> tuple[list[Value], list[Value]]:
-        return self.of_part(part)[0], []
-
-
-def _open_whole(e: Emitter, layout: BlockLayout, block: Value) -> _Whole:
-    """Read the header of a panel's super-block; all its parts' scales wait on the stack, as in `open_block`."""
-    (d, scales), *minimums = layout.integers(e, load_header(e, layout, block))
-    offsets: list[Value] = []
-    for factor, numbers in minimums:
-        centre = d * float(layout.centre(e.target))
-        offsets = [e.fma(m.to(F32), factor, s.to(F32) * centre) for m, s in zip(numbers, scales, strict=True)]
-    return _Whole(d, by_part(e, layout, [scale & 0xFFFF for scale in scales], offsets))
-
-
 def _as_floats(
-    e: Emitter, layout: BlockLayout, a: Fields, blocks: list[_Whole], correction: Value, sums: Sequence[Sequence[Local]]
-) -> list[list[Variable]]:
+    e: Emitter, layout: BlockLayout, a: Fields, blocks: list[SuperScales], correction: Value,
+    sums: Sequence[Sequence[Local]],
+) -> list[list[Variable]]:  # fmt: skip
     """Sums of whole numbers of a super-block times the blocks' factors, plus offsets times the activations' sums.
 
     correction: the address of the first row's in the super-block's first record.
@@ -209,7 +209,7 @@ def _as_floats(
     first, sums_from = e.var(e.opaque(correction)), layout.groups * (layout.centre(e.target) != 0)
     with e.loop(0, layout.parts) as part:
         for block, of_panel in zip(blocks, floats, strict=True):
-            for g, offset in enumerate(block.of_part(part)[1]):
+            for g, offset in enumerate(block.minimums(part)):
                 for r, total in enumerate(of_panel):
                     total.set(e.fma(offset, _corrected(e, first.value, r, sums_from + g, F32), total.value))
         first.set(e.opaque(first.value + a.block_stride))
