@@ -51,18 +51,18 @@ def test_panels_are_no_larger_than_the_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_matmul(bench: Bench, name: str) -> None:
-    """Batches that fill tiles and that do not, row counts that fill no panel; each row bit for bit as alone."""
+    """Batches that fill one tile, two, and none; row counts that fill no panel; each row bit for bit as alone."""
     rng = np.random.default_rng(11)
     for rows, columns in ((37, 512), (1, 256), (115, 1024)):
         raw = random_blocks(name, rows, columns, rng)
         w = meaning(name, raw)
-        product = Product(bench, name, raw, columns, 17)
-        x = rng.standard_normal((17, columns)).astype(np.float32)
+        product = Product(bench, name, raw, columns, 26)
+        x = rng.standard_normal((26, columns)).astype(np.float32)
         alone = []
         for row in x:
             product.quantize(row[None].copy())
             alone.append(product(row[None], product.output(1))[0].copy())
-        for n in (1, 2, 4, 17):
+        for n in (1, 2, 4, bench.tile, 26):
             want = product.quantize(x[:n].copy()) @ w.T
             y = product(x[:n], product.output(n))
             compare(y, want, f"{bench.library.target.name} {name} {rows}x{columns}, {n} rows")
