@@ -54,7 +54,7 @@ def add_blocks(
     opened: where `open_panel` has put the scales of the super-blocks of one panel; None: they are taken apart here.
 
     A single row, which memory bounds, asks for what it reads next itself, and so do tiles of few rows where registers
-    allow (on AVX-512 4 and 8 sequences at once take 15 to 25 % less time; on AVX-VNNI sums would be spilled).
+    allow (on AVX-512 products of 4 and 8 rows take 8 to 25 % less time; on AVX-VNNI sums would be spilled).
     """
     n, tile, alone = e.target.lanes, e.target.tile, len(sums[0]) == 1
     again, whole = e.target.loads_again(layout, alone), layout.whole_scales(e.target)
@@ -173,7 +173,7 @@ def _add_part(
         factors, offsets = [], []
         for scales, minimums in (now() for now in scales_of):
             factors.append(scales[g])
-            if minimums and not layout.whole_scales(e.target):
+            if minimums and not layout.whole_scales(e.target):  # those of whole scales wait for `_as_floats`
                 offsets.append(minimums[g])
         for r in rows:
             added = adder(r)
