@@ -13,9 +13,9 @@ from halfbyte.runtime.kernels import elementwise as ew
 from halfbyte.runtime.kernels.activations import ROW_BYTES, Sink
 from halfbyte.runtime.kernels.jit import Kernel, Library
 from halfbyte.runtime.kernels.layouts import Correction
-from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel, opens_panels
+from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel
+from halfbyte.runtime.kernels.opened import opened_steps, opens_panels, workspace_bytes
 from halfbyte.runtime.kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
-from halfbyte.runtime.kernels.products_int8 import opened_bytes
 from halfbyte.runtime.kernels.records import Record
 from halfbyte.runtime.kernels.targets import make_target, runnable
 
@@ -138,11 +138,6 @@ class Codes:
         at += 4 * self._tile * correction.groups if correction.factor else 0
         return self._by_row(at, correction.groups, 4).view(np.float32)[..., 0]
 
-    def less_anchor(self, correction: Correction) -> np.ndarray:
-        """float32 [rows, blocks]"""
-        at = self.sink.correction_at(correction, self._tile) + 4 * self._tile * (correction.values - 1)
-        return self._by_row(at, 1, 4).view(np.float32)[..., 0, 0]
-
     def values(self) -> np.ndarray:
         """float64 [rows, columns]: what codes and scales stand for."""
         with np.errstate(invalid="ignore"):  # an infinite scale
@@ -213,17 +208,19 @@ class Product:
                 bias=address(zeros if bias is None else bias), bias_step=0 if bias is None else 4 * self.bench.lanes,
             )
         )  # fmt: skip
-        target, opened_stride = self.bench.library.target, 0
-        if opens_panels(self.layout, self.activations):
-            opened_stride = self.steps * opened_bytes(self.layout, target)
+        target, opened_stride, at_once, token_block = self.bench.library.target, 0, 0, 2 * self.bench.tile
+        if self.activations == "int8" and opens_panels(self.layout, target):
+            at_once = opened_steps(self.layout, target, self.steps)
+            opened_stride = workspace_bytes(self.layout, target, self.steps, token_block)
         opened = self._zeros((self.bench.threads, opened_stride), np.uint8)
         source = self.codes.read(self.correction)
         if self.activations == "f32":
             source |= {"x": address(x), "x_stride": x.strides[0]}
         record = self.heap.place(
             MATMUL.make(
-                n_rows=address(n), steps=self.steps, token_block=2 * self.bench.tile, chunk=3, n_matrices=1,
-                matrices=address(matrices), opened=address(opened), opened_stride=opened.strides[0], **source,
+                n_rows=address(n), steps=self.steps, token_block=token_block, chunk=3, n_matrices=1,
+                matrices=address(matrices), opened=address(opened), opened_stride=opened.strides[0],
+                opened_steps=at_once, **source,
             )
         )  # fmt: skip
         for array in (n, zeros, matrices, record):

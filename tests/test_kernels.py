@@ -102,7 +102,7 @@ def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
     n = np.array([5], np.int64)
     corrections = (
         Correction(-8), Correction(-32, 2), Correction(sums=True), Correction(-16, 2, True, True),
-        Correction(-8, anchored=True), Correction(sums=True, anchored=True),
+        Correction(-8, anchored=True),
     )  # fmt: skip
     codes = Codes(Sink(False, True, corrections), 5, 96, bench.tile)
     record = ew.QUANTIZE.make(
@@ -127,8 +127,6 @@ def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:
     np.testing.assert_array_equal(codes.sums(corrections[3]), (halves * rounded[..., None]).astype(np.float32))
     starts = codes.products(corrections[4])[..., 0, 0].view(np.float32)
     np.testing.assert_array_equal(starts, (ANCHOR - 8 * totals).astype(np.float32))
-    for correction in corrections[4:]:
-        np.testing.assert_array_equal(codes.less_anchor(correction).astype(np.float64), -ANCHOR * rounded)
 
 
 @pytest.mark.parametrize("name", PACKABLE)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ..kernels import elementwise as ew
 from ..kernels.jit import Kernel, Library
 from ..kernels.layouts import BlockLayout
-from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel, opens_panels
-from ..kernels.products_int8 import opened_bytes
+from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
+from ..kernels.opened import opened_steps, opens_panels, workspace_bytes
 from .adapters import AdapterMatrices, AdapterScales
 from .batch import N_ITEMS, N_OUTPUTS, N_ROWS, StepInputs
 from .buffers import Activations, Buffers, Rows, Tiles
@@ -130,20 +130,19 @@ class Steps:
             source, stride, row_bytes = tiles.memory.address, tiles.tile_stride, tiles.tile_stride // self._tile
             block_stride = tiles.block_stride
             correction_at = tiles.sink.correction_at(correction, self._tile) if correction is not None else 0
-        opened_stride = 0
-        if opens_panels(layout, activations):
-            assert isinstance(layout, BlockLayout)
-            opened_stride = x.columns // layout.step_columns * opened_bytes(layout, self._library.target)
+        token_block = max(self._tile, L2_BYTES // row_bytes // self._tile * self._tile)
+        steps, target, at_once, opened_stride = x.columns // layout.step_columns, self._library.target, 0, 0
+        if activations == "int8" and isinstance(layout, BlockLayout) and opens_panels(layout, target):
+            at_once = opened_steps(layout, target, steps)
+            opened_stride = workspace_bytes(layout, target, steps, max(token_block, blocks.rows if blocks else 0))
         opened = self._buffers.shared("opened panels", self._threads * opened_stride) if opened_stride else None
         self._add(
             matmul_kernel(layout.name, add, activations, experts=blocks is not None),
             MATMUL.make(
                 n_rows=blocks.address if blocks else count or self._count[self._counted],
-                steps=x.columns // layout.step_columns, x=source, x_stride=stride, block_stride=block_stride,
-                correction=correction_at,
-                token_block=max(self._tile, L2_BYTES // row_bytes // self._tile * self._tile),
-                chunk=chunk, n_matrices=len(pairs), matrices=int(matrices.ctypes.data),
-                opened=opened.address if opened else 0, opened_stride=opened_stride,
+                steps=steps, x=source, x_stride=stride, block_stride=block_stride, correction=correction_at,
+                token_block=token_block, chunk=chunk, n_matrices=len(pairs), matrices=int(matrices.ctypes.data),
+                opened=opened.address if opened else 0, opened_stride=opened_stride, opened_steps=at_once,
             ),
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ rows, or tiles of int8 codes with their scales, or both (`Sink`).
 A tile is `Target.tile` rows.  For each 32 columns, one record holds what a micro-kernel reads of all its rows:
 
     for each row: 32 int8 codes, float32 scale
-    for each correction: of its factor [group, row], its sums [group, row], -ANCHOR * scale [row]
+    for each correction: of its factor [group, row], its sums [group, row]
 
 so that every address in the micro-kernel is one of two pointers plus a constant.  Rows apart cost a pointer each,
 spills of those, and collisions in the cache where strides are powers of two: a third of the speed of prompts.
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .emit import Emitter
-from .layouts import ACTIVATION_MAX, ANCHOR, ANCHOR_BITS, BLOCK, Correction
+from .layouts import ACTIVATION_MAX, ANCHOR_BITS, BLOCK, Correction
 from .records import Fields
 from .values import F16, F32, I8, I32, Value, vec
 
@@ -117,8 +117,6 @@ def _put_codes(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, code
             values = [total * correction.factor + correction.anchored * ANCHOR_BITS for total in totals]
         if correction.sums:
             values += [total.to(F32) if sink.columns > BLOCK else total.to(F32) * scale for total in totals]
-        if correction.anchored:
-            values.append(scale * -ANCHOR)
         for i, value in enumerate(values):
             e.store(value, place + 4 * tile * i)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .emit import Emitter
-from .values import F16, F32, I8, Value, vec
+from .values import F16, F32, I8, I16, Value, vec
 
 if TYPE_CHECKING:
     from .target import Target
@@ -23,8 +23,8 @@ ANCHOR = 1.5 * 2.0**23
 """Where sums of whole numbers start that become floats for nothing (`Target.anchors`): next to it floats are 1 apart.
 
 A sum of |s| < 2^22 that starts at the anchor's bits is the bits of the float ANCHOR + s, and one fma both converts and
-scales it: (ANCHOR + s)*scale - ANCHOR*scale.  With the 11 bits of a float16 scale, ANCHOR*scale is exact, so the result
-is s*scale rounded once.
+scales it: (ANCHOR + s)*scale - ANCHOR*scale.  With the 11 bits of a weight's float16 scale, ANCHOR*scale is exact, so
+the result is s*scale rounded once.
 """
 ANCHOR_BITS = 0x4B400000
 
@@ -36,7 +36,7 @@ class Correction:
     factor    the int32 factor * sum(codes), where integer dots start, so that the code `-factor` counts as zero
     halves    of a factor: not an int32 but two int16, of the columns that are first and last two of four
     sums      the float32 sum(codes), which the group's minimum multiplies, and in blocks of 32 times the scale
-    anchored  the integer dots start at ANCHOR's bits; the float32 -ANCHOR * scale takes that off
+    anchored  ANCHOR's bits are added to the int32
     """
 
     factor: int = 0
@@ -47,8 +47,8 @@ class Correction:
 
     @property
     def values(self) -> int:
-        """Of 4 bytes, for each row: first the factor's for each group, then the sums, then -ANCHOR * scale."""
-        return self.groups * (bool(self.factor) + self.sums) + self.anchored
+        """Of 4 bytes, for each row: first the factor's for each group, then the sums."""
+        return self.groups * (bool(self.factor) + self.sums)
 
     def __repr__(self) -> str:  # part of a kernel's name
         return f"{self.factor or ''}{'h' * self.halves}{'sum' * self.sums}{'anchor' * self.anchored}x{self.groups}"
@@ -177,11 +177,15 @@ class BlockLayout:
         halves = bool(zero) and target.word_sums and not self.signed
         largest = max(zero, self.bound() - zero) * ACTIVATION_MAX * BLOCK // (2 * self.groups)
         assert not halves or largest < 1 << 15, self.name
-        anchored = target.anchors and self.parts == 1
+        anchored = self.anchored(target)
         assert not anchored or max(zero, self.bound()) * ACTIVATION_MAX * BLOCK < 1 << 22, self.name
-        if not (zero or self.minimum or anchored):
+        if not (zero or self.minimum):
             return None
-        return Correction(-zero, self.groups, halves, self.minimum, anchored)
+        return Correction(-zero, self.groups, halves, self.minimum, anchored and bool(zero))
+
+    def anchored(self, target: Target) -> bool:
+        """Whether products with this type start at ANCHOR: their scales are float16, and each 32 columns have one."""
+        return target.anchors and self.parts == 1 and self.header[0][1] == I16
 
 
 Layout = FloatLayout | BlockLayout

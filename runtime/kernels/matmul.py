@@ -14,9 +14,10 @@ from typing import TypeGuard
 from .emit import Emitter
 from .jit import Kernel
 from .layouts import BlockLayout, FloatLayout, Layout
+from .opened import OpenedBlock, opened_bytes, opens_panels
 from .panels import LAYOUTS
 from .products_f32 import float_step
-from .products_int8 import Following, add_blocks, open_panel
+from .products_int8 import Following, Opened, add_blocks
 from .records import Fields, Record
 from .values import F32, I64, Local, Value, vec
 
@@ -24,10 +25,11 @@ from .values import F32, I64, Local, Value, vec
 # the weights, or columns for float types.  x: float32 rows x_stride bytes apart, or tiles of int8 codes
 # (activations.py) x_stride bytes apart with records of block_stride bytes, in which the weights' correction lies at
 # byte `correction`.  token_block: rows of a task at most, a multiple of the target's tile (for experts the blocks say).
-# opened: for each thread opened_stride bytes, where it keeps a panel's scales taken apart (`opened_bytes` a block).
+# opened: for each thread opened_stride bytes (`workspace_bytes`), where full tiles find panels taken apart,
+# opened_steps of their blocks at a time.
 MATMUL = Record(
     "n_rows", "steps", "x", "x_stride", "block_stride", "correction", "token_block", "chunk", "n_matrices", "matrices",
-    "opened", "opened_stride",
+    "opened", "opened_stride", "opened_steps",
 )  # fmt: skip
 # One of the matrices of a step: y float32 rows of y_stride bytes; bias float32 [rows] with bias_step 4*lanes, or one
 # vector of zeros with bias_step 0.
@@ -43,7 +45,9 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool) ->
     layout = LAYOUTS[name]
     record, thread, _, ticket = e.args
     a = MATMUL.read(e, record)
-    opened = a.opened + thread * a.opened_stride if opens_panels(layout, activations) else None
+    opened = None
+    if _is_integer(layout, activations) and opens_panels(layout, e.target):
+        opened = a.opened + thread * a.opened_stride
     n_rows = token_blocks = e.load(a.n_rows, I64)
     if not experts:
         token_blocks = (n_rows + a.token_block - 1) // a.token_block
@@ -101,53 +105,98 @@ def _rows(
     height = _shape(e, layout, activations)[1]
     row, following = e.var(first), None
     if _is_integer(layout, activations) and e.target.asks_ahead:
-        asking = (end - first) // height * a.steps * layout.parts  # times 32 columns of a full tile
+        times = (end - first) // height * a.steps * layout.parts  # that full tiles meet 32 columns
         next_panel = e.var(w.panels + (before + panel + panels) * w.panel_bytes)
-        following = Following(next_panel, panels * w.panel_bytes // e.max(asking, 1))
+        following = Following(next_panel, panels * w.panel_bytes // e.max(times, 1))
+    heights = [height, *(n for n in (8, 4, 2, 1) if n < height)]
     if opened is not None and isinstance(layout, BlockLayout):
-        assert panels == 1
-        with e.when(first + height <= end):
-            open_panel(e, layout, a.steps, w.panels + (before + panel) * w.panel_bytes, opened)
-    for rows in (height, *(n for n in (8, 4, 2, 1) if n < height)):
+        n_tiles = (end - first) // height
+        _opened_tiles(e, layout, a, w, before, panel, panels, first, n_tiles, add, following, opened)
+        row.set(first + n_tiles * height)
+        del heights[0]
+    for rows in heights:
+        asking = following if rows == height else None
         with e.repeat_while() as go_on_if_full:
             go_on_if_full(row.value + rows <= end)
-            full = (following, opened) if rows == height else (None, None)
-            _tile(e, layout, activations, a, w, before, panel, row.value, rows, panels, add, *full)
+            _tile(e, layout, activations, a, w, before, panel, row.value, rows, panels, add, asking)
             row.set(row.value + rows)
+
+
+def _opened_tiles(
+    e: Emitter, layout: BlockLayout, a: Fields, w: Fields, before: Value, panel: Value, panels: int, first: Value,
+    n_tiles: Value, add: bool, following: Following | None, opened: Value,
+) -> None:  # fmt: skip
+    """`n_tiles` full tiles from row `first` on, of `panels` panels whose blocks are taken apart at `opened`.
+
+    That is done for a.opened_steps blocks at a time; the sums of all tiles wait behind them for the next ones.
+    """
+    n, height, size = e.target.lanes, e.target.shape(layout)[1], opened_bytes(layout, e.target)
+    ty, zero, vector = vec(F32, n), e.i64(0), e.i64(4 * n)
+    places = [opened + a.opened_steps * (q * size) for q in range(panels)]
+    waiting = opened + a.opened_steps * (panels * size)
+    starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
+    biases = [w.bias + (before + panel + q) * w.bias_step for q in range(panels)]
+    with e.when(n_tiles > 0), e.loop(0, a.steps, a.opened_steps) as begin:
+        steps = e.min(a.steps - begin, a.opened_steps)
+        is_first, is_last = begin.equals(0), begin + a.opened_steps >= a.steps
+        with e.loop(0, steps) as i:
+            for start, place in zip(starts, places, strict=True):
+                OpenedBlock(e, layout, place + i * size).fill(start + (begin + i) * layout.step_bytes(n))
+        with e.loop(0, n_tiles) as t:
+            row = first + t * height
+            sums, outputs = [], []
+            for q, bias in enumerate(biases):
+                y = w.y + row * w.y_stride + (panel + q) * (4 * n)
+                here = waiting + (t * panels + q) * (4 * n * height)
+                source = e.select(is_first, y if add else bias, here)
+                source_step = e.select(is_first, w.y_stride if add else zero, vector)
+                output, output_step = e.select(is_last, y, here), e.select(is_last, w.y_stride, vector)
+                values = [e.load(source + source_step * m, ty) for m in range(height)]
+                if add:
+                    more = e.select(is_first, e.load(bias, ty), e.const(ty, -0.0))  # which changes no number
+                    values = [value + more for value in values]
+                sums.append(_locals(e, layout, values, panels))
+                outputs.append([output + output_step * m for m in range(height)])
+            add_blocks(e, layout, a, starts, row, sums, following, Opened(places, begin, steps))
+            _store(e, sums, outputs)
+
+
+def _locals(e: Emitter, layout: BlockLayout, values: list[Value], panels: int) -> Sequence[Local]:
+    """What sums of a panel's products with integers start from: in registers, or in memory if those are few."""
+    keeps = e.target.keeps_sums(layout, panels * len(values))
+    return [e.var(value) for value in values] if keeps else e.stored(values)
+
+
+def _store(e: Emitter, sums: list[Sequence[Local]], outputs: list[list[Value]]) -> None:
+    for outs, totals in zip(outputs, sums, strict=True):
+        for out, total in zip(outs, totals, strict=True):
+            e.store(total.value, out)
 
 
 def _tile(
     e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, before: Value, panel: Value, row: Value,
-    rows: int, panels: int, add: bool, following: Following | None = None, opened: Value | None = None,
+    rows: int, panels: int, add: bool, following: Following | None = None,
 ) -> None:  # fmt: skip
-    """`panels` panels by `rows` rows over all columns; following, opened: as products of integers take them."""
+    """`panels` panels by `rows` rows over all columns; following: as products of integers take it."""
     n = e.target.lanes
     outputs = [[w.y + (row + m) * w.y_stride + (panel + q) * (4 * n) for m in range(rows)] for q in range(panels)]
     sums: list[Sequence[Local]] = []
     for q, outs in enumerate(outputs):
         bias = e.load(w.bias + (before + panel + q) * w.bias_step, vec(F32, n))
         first = [e.load(out, vec(F32, n)) + bias if add else bias for out in outs]
-        in_memory = _is_integer(layout, activations) and not e.target.keeps_sums(layout, panels * rows)
-        sums.append(e.stored(first) if in_memory else [e.var(value) for value in first])
+        if _is_integer(layout, activations):
+            sums.append(_locals(e, layout, first, panels))
+        else:
+            sums.append([e.var(value) for value in first])
     starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
     if _is_integer(layout, activations):
-        add_blocks(e, layout, a, starts, row, sums, following, opened)
+        add_blocks(e, layout, a, starts, row, sums, following)
     else:
         sources = [row + m for m in range(rows)]
         with e.loop(0, a.steps) as i:
             for start, totals in zip(starts, sums, strict=True):
                 float_step(e, layout, a, start + i * layout.step_bytes(n), sources, i, totals)
-    for outs, totals in zip(outputs, sums, strict=True):
-        for out, total in zip(outs, totals, strict=True):
-            e.store(total.value, out)
-
-
-def opens_panels(layout: Layout, activations: str) -> bool:
-    """Whether full tiles find a panel's scales taken apart: once for all of them instead of once for each.
-
-    Prompts in Q4_K take 2 to 3 % less time so, in Q6_K 3 to 18 %.
-    """
-    return _is_integer(layout, activations) and layout.parts > 1
+    _store(e, sums, outputs)
 
 
 def _is_integer(layout: Layout, activations: str) -> TypeGuard[BlockLayout]:

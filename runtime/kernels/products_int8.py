@@ -16,11 +16,12 @@ from typing import Any
 
 from .activations import ROW_BYTES
 from .emit import Emitter
-from .layouts import ANCHOR_BITS, BLOCK, BlockLayout
+from .layouts import ANCHOR, ANCHOR_BITS, BLOCK, BlockLayout
+from .opened import OpenedBlock, opened_bytes, opened_codes
 from .panels import unpack
 from .records import Fields
 from .scales import ScalesOf, SuperScales, open_block
-from .target import Steps, Target
+from .target import Steps
 from .values import F32, I32, Local, Value, Variable, vec
 
 CACHE_LINE = 64
@@ -45,13 +46,25 @@ class Following:
         self.at.set(self.at.value + self.step)
 
 
+@dataclass(frozen=True)
+class Opened:
+    """Blocks of panels that were taken apart (opened.py): `steps` of them from number `first` on.
+
+    places: for each panel, where the first of them is.
+    """
+
+    places: list[Value]
+    first: Value
+    steps: Value
+
+
 def add_blocks(
     e: Emitter, layout: BlockLayout, a: Fields, panels: list[Value], row: Value, sums: Sequence[Sequence[Local]],
-    following: Following | None, opened: Value | None,
+    following: Following | None = None, opened: Opened | None = None,
 ) -> None:  # fmt: skip
     """Panels by the rows from `row` on, all of one tile: sums[p][r] <n x f32> += their products over all columns.
 
-    opened: where `open_panel` has put the scales of the super-blocks of one panel; None: they are taken apart here.
+    opened: the products are those of these blocks only.
 
     A single row, which memory bounds, asks for what it reads next itself, and so do tiles of few rows where registers
     allow (on AVX-512 products of 4 and 8 rows take 8 to 25 % less time; on AVX-VNNI sums would be spilled).
@@ -61,39 +74,52 @@ def add_blocks(
     few = alone or (e.target.asks_ahead and len(sums[0]) < e.target.shape(layout)[1])
     header, size = layout.header_bytes(n), layout.part_bytes(n)
     record, first = a.x + row // tile * a.x_stride, row % tile
+    steps, step_bytes = a.steps, layout.step_bytes(n)
+    if opened is not None:
+        record = record + opened.first * layout.parts * a.block_stride
+        panels = [panel + opened.first * step_bytes for panel in panels]
+        steps = opened.steps
     # Of the first row's codes and correction.  Were they not opaque, LLVM would address one from the other; a product
     # with an indexed operand is two instructions to the CPU, and prompts take up to twice as long.
     at = [e.var(e.opaque(place)) for place in (record + first * ROW_BYTES, record + first * 4 + a.correction)]
-    at_hand = opened is None and layout.parts > 1
-    tables = [e.scratch(opened_bytes(layout, e.target)) for _ in panels] if at_hand else []
-    with e.loop(0, a.steps) as i:
-        blocks = [panel + i * layout.step_bytes(n) for panel in panels]
+    centre, supers = layout.centre(e.target), []
+    if opened is None and layout.parts > 1:
+        tables = [e.scratch(SuperScales.nbytes(layout, e.target, whole)) for _ in panels]
+        supers = [SuperScales(e, layout, table, centre, whole) for table in tables]
+    with e.loop(0, steps) as i:
+        blocks = [panel + i * step_bytes for panel in panels]
         ahead = e.i64(PREFETCH_BYTES)
         if few and len(panels) > 1:  # what follows a panel is its neighbour, which is read already
             size_of = panels[1] - panels[0]
-            ahead = e.select(i * layout.step_bytes(n) + ahead < size_of, ahead, ahead + size_of * (len(panels) - 1))
+            ahead = e.select(i * step_bytes + ahead < size_of, ahead, ahead + size_of * (len(panels) - 1))
         if few:
             for block in blocks:
                 _prefetch(e, block + ahead, header)
-        supers = [_super_scales(e, layout, table) for table in tables]
-        for here, block in zip(supers, blocks, strict=at_hand):
-            here.fill(block)
+        apart = []
         if opened is not None:
-            supers = [_super_scales(e, layout, opened + i * opened_bytes(layout, e.target))]
-        centre = layout.centre(e.target)
+            apart = [OpenedBlock(e, layout, place + i * opened_bytes(layout, e.target)) for place in opened.places]
+            supers = [block.scales for block in apart]
+        else:
+            for here, block in zip(supers, blocks, strict=bool(supers)):
+                here.fill(block)
         scales_of: Sequence[ScalesOf] = supers or [open_block(e, layout, block, centre) for block in blocks]
         inner = sums  # of a super-block before the activations' scale, which all its parts share
         if layout.parts > 1:
             zero = e.zero(vec(I32 if whole else F32, n))
             inner = [of_panel[0].more([zero] * len(of_panel)) for of_panel in sums]
         with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
-            codes = [e.var(block + header + part * size) for block in blocks]
             if following is not None:
                 following.ask(e)
+            order = layout.order(e.target.together)
+            if apart and e.target.opens_codes(layout):  # opaque: else LLVM has a pointer for each of the eight vectors
+                codes = [e.var(e.opaque(block.codes(part))) for block in apart]
+                weights = [opened_codes(e, address, order) for address in codes]
+            else:
+                codes = [e.var(block + header + part * size) for block in blocks]
+                weights = [unpack(e, layout, address, order, again) for address in codes]
             if few:
                 for address in codes:
                     _prefetch(e, address.value + ahead, size)
-            weights = [unpack(e, layout, address, layout.order(e.target.together), again) for address in codes]
             scales = [partial(of_part, part) for of_part in scales_of]
             _add_part(e, layout, weights, scales, at, codes, inner)
             for place in at:
@@ -105,22 +131,6 @@ def add_blocks(
                 scale = e.broadcast(at[0].value - a.block_stride + (ROW_BYTES * r + BLOCK), F32, n)
                 for total, part_sums in zip(sums, inner, strict=True):
                     total[r].set(e.fma(part_sums[r].value, scale, total[r].value))
-
-
-def opened_bytes(layout: BlockLayout, target: Target) -> int:
-    """Bytes of the scales of a super-block of a panel, taken apart."""
-    return SuperScales.nbytes(layout, target, layout.whole_scales(target))
-
-
-def open_panel(e: Emitter, layout: BlockLayout, steps: Value, panel: Value, opened: Value) -> None:
-    """Take apart the scales of all super-blocks of a panel, for all tiles that it meets: to `opened`."""
-    with e.loop(0, steps) as i:
-        scales = _super_scales(e, layout, opened + i * opened_bytes(layout, e.target))
-        scales.fill(panel + i * layout.step_bytes(e.target.lanes))
-
-
-def _super_scales(e: Emitter, layout: BlockLayout, table: Value) -> SuperScales:
-    return SuperScales(e, layout, table, layout.centre(e.target), layout.whole_scales(e.target))
 
 
 def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
@@ -143,7 +153,7 @@ def _add_part(
     rows, order = range(len(sums[0])), layout.order(e.target.together)
     has_start = correction is not None and correction.factor != 0
     halves = correction is not None and correction.halves
-    anchored = correction is not None and correction.anchored
+    anchored = layout.anchored(e.target)
 
     def columns(i: int, r: int, count: int) -> Value:
         return e.repeated_bytes(at[0].value + (ROW_BYTES * r + 4 * i), count, 4 * n)
@@ -161,8 +171,7 @@ def _add_part(
         scale = e.broadcast(at[0].value + (ROW_BYTES * r + BLOCK), F32, n)
         if not anchored:
             return lambda total, dots, factor: e.fma(dots.to(F32), factor * scale, total)
-        less_anchor = _corrected(e, at[1].value, r, groups * (has_start + layout.minimum), F32)
-        return lambda total, dots, factor: e.fma(e.fma(dots.view(scale.type), scale, less_anchor), factor, total)
+        return lambda total, dots, factor: e.fma(e.fma(dots.view(scale.type), factor, factor * -ANCHOR), scale, total)
 
     for g in range(groups):
         none = e.const(vec(I32, n), ANCHOR_BITS if anchored else 0)
@@ -178,12 +187,17 @@ def _add_part(
         for r in rows:
             added = adder(r)
             for p, factor in enumerate(factors):
-                total = added(sums[p][r].value, dots[p][r], factor)
-                if offsets:
-                    of_row = _corrected(e, at[1].value, r, g + groups * has_start, F32)
+                total = sums[p][r].value
+                of_row = _corrected(e, at[1].value, r, g + groups * has_start, F32) if offsets else None
+                if of_row is not None and layout.parts == 1:  # the other way round, LLVM copies totals
+                    total = e.fma(offsets[p], of_row, total)
+                total = added(total, dots[p][r], factor)
+                if of_row is not None and layout.parts > 1:  # here it copies them so
                     total = e.fma(offsets[p], of_row, total)
                 sums[p][r].set(total)
-        if groups > 1 and e.target.is_arm:  # LLVM starts the next group there while this one's sums wait
+        # LLVM starts the next group on ARM while this one's sums wait, and on x86 makes two instructions of add_scaled
+        # so that it need not wait for this group's.
+        if groups > 1 and (e.target.is_arm or (layout.whole_scales(e.target) and e.target.registers >= 32)):
             _settle_locals(e, sums, at + codes)
 
 

@@ -79,6 +79,10 @@ class AvxVnni(_Vnni):
             return self.shapes[2]
         return (2, 4) if layout.minimum else self.shapes[1]
 
+    def opens_codes(self, layout: BlockLayout) -> bool:
+        """Also nibbles of blocks of 32 columns: prompts in Q4_0 take 11 % less time so (in Q4_K as much as before)."""
+        return super().opens_codes(layout) or (layout.parts == 1 and layout.planes == (4,))
+
 
 class _Pairs(_X86):
     """pmaddubsw + pmaddwd: products are summed in 16 bits as long as they fit, those of 8-bit weights in pairs."""
@@ -90,6 +94,10 @@ class _Pairs(_X86):
         """As `AvxVnni`: two panels of nibbles, one of other codes."""
         plain = layout.parts == 1 and layout.planes == (4,) and layout.codebook is None
         return self.shapes[1 if plain else 2]
+
+    def opens_codes(self, layout: BlockLayout) -> bool:
+        """All: prompts in Q4_0 take 7 % less time, in Q4_K, Q5_K and Q6_K 13 %, in Q5_0 20 to 27 %."""
+        return layout.planes != (8,)
 
     def dots(
         self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False

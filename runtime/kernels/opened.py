@@ -1,0 +1,78 @@
+"""Panels taken apart.  Enters: blocks of panels; leaves: their scales, and where it pays a byte for each code, in a
+thread's own memory.
+
+A prompt meets a panel with many tiles of activations, for all of which this is done once: of super-blocks the scales
+(in Q4_K prompts take 2 to 3 % less time so), and codes that take more than a shift and a mask.  A panel's codes are
+twice as large then, so they are taken apart for some blocks at a time, which stay in the first-level cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .emit import Emitter
+from .layouts import BLOCK, BlockLayout
+from .panels import unpack
+from .scales import SuperScales
+from .target import Target
+from .values import I8, Value, Variable, vec
+
+CACHED_BYTES = 10 << 10  # of blocks whose codes are taken apart, beside which tiles pass through the cache
+
+
+def opens_panels(layout: BlockLayout, target: Target) -> bool:
+    """Whether full tiles of prompts find anything of a panel taken apart."""
+    return layout.parts > 1 or target.opens_codes(layout)
+
+
+def opened_bytes(layout: BlockLayout, target: Target) -> int:
+    """Bytes of a block of one panel, taken apart."""
+    codes = layout.parts * BLOCK * target.lanes if target.opens_codes(layout) else 0
+    return _scale_bytes(layout, target) + codes
+
+
+def opened_steps(layout: BlockLayout, target: Target, steps: int) -> int:
+    """How many of a panel's `steps` blocks are taken apart at a time."""
+    return min(steps, max(1, CACHED_BYTES // opened_bytes(layout, target))) if target.opens_codes(layout) else steps
+
+
+def workspace_bytes(layout: BlockLayout, target: Target, steps: int, rows: int) -> int:
+    """Bytes that a thread needs for panels of `steps` blocks: for those, and for sums of `rows` activation rows that
+    wait for the next blocks.  A multiple of 64."""
+    of_panel = opened_steps(layout, target, steps) * opened_bytes(layout, target) + rows * 4 * target.lanes
+    return -(-target.shape(layout)[0] * of_panel // 64) * 64
+
+
+def _scale_bytes(layout: BlockLayout, target: Target) -> int:
+    return SuperScales.nbytes(layout, target, layout.whole_scales(target))
+
+
+class OpenedBlock:
+    """A block of a panel, taken apart: its scales, then any codes, from `address` on."""
+
+    def __init__(self, e: Emitter, layout: BlockLayout, address: Value):
+        self._e, self._layout, self._address = e, layout, address
+        target = e.target
+        self.scales = SuperScales(e, layout, address, layout.centre(target), layout.whole_scales(target))
+
+    def fill(self, block: Value) -> None:
+        """Take apart the block at this address of a panel."""
+        e, layout, n = self._e, self._layout, self._e.target.lanes
+        self.scales.fill(block)
+        if not e.target.opens_codes(layout):
+            return
+        with e.loop(0, layout.parts) as part:
+            codes = e.var(block + layout.header_bytes(n) + part * layout.part_bytes(n))
+            order = layout.order(1)
+            for i, vector in zip(order, unpack(e, layout, codes, order), strict=True):
+                e.store(vector, self.codes(part) + 4 * n * i)
+
+    def codes(self, part: Value) -> Value:
+        """The address of the codes of 32 columns: eight vectors <4n x i8>."""
+        return self._address + _scale_bytes(self._layout, self._e.target) + part * (BLOCK * self._e.target.lanes)
+
+
+def opened_codes(e: Emitter, codes: Variable, order: list[int]) -> Iterator[Value]:
+    """The eight vectors from address `codes` on, in this order: what `panels.unpack` yields."""
+    n = e.target.lanes
+    return (e.load(codes.value + 4 * n * j, vec(I8, 4 * n)) for j in order)
