@@ -14,7 +14,7 @@ from halfbyte.runtime.kernels.activations import ROW_BYTES, Sink
 from halfbyte.runtime.kernels.jit import Kernel, Library
 from halfbyte.runtime.kernels.layouts import Correction
 from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel
-from halfbyte.runtime.kernels.opened import opened_steps, opens_panels, workspace_bytes
+from halfbyte.runtime.kernels.opened import workspace
 from halfbyte.runtime.kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
 from halfbyte.runtime.kernels.records import Record
 from halfbyte.runtime.kernels.targets import make_target, runnable
@@ -208,10 +208,9 @@ class Product:
                 bias=address(zeros if bias is None else bias), bias_step=0 if bias is None else 4 * self.bench.lanes,
             )
         )  # fmt: skip
-        target, opened_stride, at_once, token_block = self.bench.library.target, 0, 0, 2 * self.bench.tile
-        if self.activations == "int8" and opens_panels(self.layout, target):
-            at_once = opened_steps(self.layout, target, self.steps)
-            opened_stride = workspace_bytes(self.layout, target, self.steps, token_block)
+        token_block, at_once, opened_stride = 2 * self.bench.tile, 0, 0
+        if self.activations == "int8":
+            at_once, opened_stride = workspace(self.layout, self.bench.library.target, self.steps, token_block)
         opened = self._zeros((self.bench.threads, opened_stride), np.uint8)
         source = self.codes.read(self.correction)
         if self.activations == "f32":
@@ -220,7 +219,7 @@ class Product:
             MATMUL.make(
                 n_rows=address(n), steps=self.steps, token_block=token_block, chunk=3, n_matrices=1,
                 matrices=address(matrices), opened=address(opened), opened_stride=opened.strides[0],
-                opened_steps=at_once, **source,
+                opened_steps=at_once, gates=0, gates_stride=0, **source,
             )
         )  # fmt: skip
         for array in (n, zeros, matrices, record):

@@ -201,6 +201,18 @@ class Builder(ExpertSteps):
             self._adapt(x, w, out)
         return outs
 
+    def linear_gated(
+        self, x: Activations, gate: Matrix, up: Matrix, function: str, into: tuple[Matrix, ...]
+    ) -> Activations:
+        """function(x @ gate.T) * (x @ up.T), of a gated layer, for the matrices `into`."""
+        alike = (gate.layout, gate.activations) == (up.layout, up.activations)
+        if not alike or self._adapters.change_any((gate, up)):
+            gates, ups = self.linear(x, gate, up)
+            return self.activate(function, gates, ups, into)
+        out = self._rows("gated", up.rows)
+        self._matmul(x, [(gate, out), (up, out)], add=False, function=function)
+        return self.ready(out, "gated", into)
+
     def linear_add(self, hidden: Rows, x: Activations, weight: Matrix) -> None:
         """hidden += x @ weight.T (+ bias)."""
         self._matmul(x, [(weight, hidden)], add=True)

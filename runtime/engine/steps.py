@@ -16,7 +16,7 @@ from ..kernels import elementwise as ew
 from ..kernels.jit import Kernel, Library
 from ..kernels.layouts import BlockLayout
 from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
-from ..kernels.opened import opened_steps, opens_panels, workspace_bytes
+from ..kernels.opened import workspace
 from .adapters import AdapterMatrices, AdapterScales
 from .batch import N_ITEMS, N_OUTPUTS, N_ROWS, StepInputs
 from .buffers import Activations, Buffers, Rows, Tiles
@@ -104,13 +104,14 @@ class Steps:
 
     def _matmul(
         self, x: Activations, pairs: list[tuple[Matrix, Rows]], add: bool, blocks: Blocks | None = None,
-        count: int | None = None,
+        count: int | None = None, function: str = "",
     ) -> None:  # fmt: skip
-        """count: address of the number of rows, where it is not that of the step."""
+        """count: address of the number of rows, where it is not that of the step; function: as matmul has it."""
         layout, activations = pairs[0][0].layout, pairs[0][0].activations
         total = sum(w.n_panels for w, _ in pairs) * (blocks.used if blocks else 1)
         panel_bytes = pairs[0][0].panel_bytes
-        chunk = max(1, min(TASK_BYTES // panel_bytes, total // (8 * self._threads)))
+        chunk = min(TASK_BYTES // panel_bytes, total // (8 * self._threads))
+        chunk = max(1, chunk // 2 if function else chunk)  # a task has as many panels of either matrix
         matrices = np.concatenate([
             MATRIX.make(
                 panels=w.panels, panel_bytes=w.panel_bytes, n_panels=w.n_panels, n_chunks=-(-w.n_panels // chunk),
@@ -131,18 +132,22 @@ class Steps:
             block_stride = tiles.block_stride
             correction_at = tiles.sink.correction_at(correction, self._tile) if correction is not None else 0
         token_block = max(self._tile, L2_BYTES // row_bytes // self._tile * self._tile)
-        steps, target, at_once, opened_stride = x.columns // layout.step_columns, self._library.target, 0, 0
-        if activations == "int8" and isinstance(layout, BlockLayout) and opens_panels(layout, target):
-            at_once = opened_steps(layout, target, steps)
-            opened_stride = workspace_bytes(layout, target, steps, max(token_block, blocks.rows if blocks else 0))
+        steps, at_once, opened_stride = x.columns // layout.step_columns, 0, 0
+        if activations == "int8" and isinstance(layout, BlockLayout):
+            rows = max(token_block, blocks.rows if blocks else 0)
+            at_once, opened_stride = workspace(layout, self._library.target, steps, rows)
         opened = self._buffers.shared("opened panels", self._threads * opened_stride) if opened_stride else None
+        gates_stride = max(chunk, 2 * token_block) * 4 * self._lanes if function else 0
+        gates = self._buffers.shared("gates", self._threads * gates_stride) if function else None
         self._add(
-            matmul_kernel(layout.name, add, activations, experts=blocks is not None),
+            matmul_kernel(layout.name, add, activations, experts=blocks is not None, function=function),
             MATMUL.make(
                 n_rows=blocks.address if blocks else count or self._count[self._counted],
                 steps=steps, x=source, x_stride=stride, block_stride=block_stride, correction=correction_at,
-                token_block=token_block, chunk=chunk, n_matrices=len(pairs), matrices=int(matrices.ctypes.data),
-                opened=opened.address if opened else 0, opened_stride=opened_stride, opened_steps=at_once,
+                token_block=token_block, chunk=chunk, n_matrices=1 if function else len(pairs),
+                matrices=int(matrices.ctypes.data), opened=opened.address if opened else 0,
+                opened_stride=opened_stride, opened_steps=at_once, gates=gates.address if gates else 0,
+                gates_stride=gates_stride,
             ),
         )  # fmt: skip
 

@@ -33,14 +33,20 @@ def opened_bytes(layout: BlockLayout, target: Target) -> int:
 
 def opened_steps(layout: BlockLayout, target: Target, steps: int) -> int:
     """How many of a panel's `steps` blocks are taken apart at a time."""
-    return min(steps, max(1, CACHED_BYTES // opened_bytes(layout, target))) if target.opens_codes(layout) else steps
+    if not target.opens_codes(layout):
+        return steps
+    rounds = max(1, round(steps * opened_bytes(layout, target) / CACHED_BYTES))
+    return -(-steps // rounds)
 
 
-def workspace_bytes(layout: BlockLayout, target: Target, steps: int, rows: int) -> int:
-    """Bytes that a thread needs for panels of `steps` blocks: for those, and for sums of `rows` activation rows that
-    wait for the next blocks.  A multiple of 64."""
-    of_panel = opened_steps(layout, target, steps) * opened_bytes(layout, target) + rows * 4 * target.lanes
-    return -(-target.shape(layout)[0] * of_panel // 64) * 64
+def workspace(layout: BlockLayout, target: Target, steps: int, rows: int) -> tuple[int, int]:
+    """How many blocks of panels of `steps` are taken apart at a time, and what a thread needs in bytes: for those, and
+    for sums of `rows` activation rows that wait for the next ones.  (0, 0): nothing is taken apart."""
+    if not opens_panels(layout, target):
+        return 0, 0
+    at_once = opened_steps(layout, target, steps)
+    of_panel = at_once * opened_bytes(layout, target) + rows * 4 * target.lanes
+    return at_once, -(-target.shape(layout)[0] * of_panel // 64) * 64
 
 
 def _scale_bytes(layout: BlockLayout, target: Target) -> int:
@@ -72,7 +78,10 @@ class OpenedBlock:
         return self._address + _scale_bytes(self._layout, self._e.target) + part * (BLOCK * self._e.target.lanes)
 
 
-def opened_codes(e: Emitter, codes: Variable, order: list[int]) -> Iterator[Value]:
-    """The eight vectors from address `codes` on, in this order: what `panels.unpack` yields."""
+def opened_codes(e: Emitter, codes: Variable, order: list[int], again: int) -> Iterator[Value]:
+    """The eight vectors from address `codes` on, in this order and as late: what `panels.unpack` yields."""
     n = e.target.lanes
-    return (e.load(codes.value + 4 * n * j, vec(I8, 4 * n)) for j in order)
+    for done, j in enumerate(order):
+        if done and done % again == 0:
+            codes.set(e.opaque(codes.value))
+        yield e.load(codes.value + 4 * n * j, vec(I8, 4 * n))

@@ -113,7 +113,7 @@ def add_blocks(
             order = layout.order(e.target.together)
             if apart and e.target.opens_codes(layout):  # opaque: else LLVM has a pointer for each of the eight vectors
                 codes = [e.var(e.opaque(block.codes(part))) for block in apart]
-                weights = [opened_codes(e, address, order) for address in codes]
+                weights = [opened_codes(e, address, order, again) for address in codes]
             else:
                 codes = [e.var(block + header + part * size) for block in blocks]
                 weights = [unpack(e, layout, address, order, again) for address in codes]
@@ -154,6 +154,7 @@ def _add_part(
     has_start = correction is not None and correction.factor != 0
     halves = correction is not None and correction.halves
     anchored = layout.anchored(e.target)
+    offset_first = layout.parts == 1 and e.target.registers >= 32  # the order in which LLVM copies no totals
 
     def columns(i: int, r: int, count: int) -> Value:
         return e.repeated_bytes(at[0].value + (ROW_BYTES * r + 4 * i), count, 4 * n)
@@ -189,10 +190,10 @@ def _add_part(
             for p, factor in enumerate(factors):
                 total = sums[p][r].value
                 of_row = _corrected(e, at[1].value, r, g + groups * has_start, F32) if offsets else None
-                if of_row is not None and layout.parts == 1:  # the other way round, LLVM copies totals
+                if of_row is not None and offset_first:
                     total = e.fma(offsets[p], of_row, total)
                 total = added(total, dots[p][r], factor)
-                if of_row is not None and layout.parts > 1:  # here it copies them so
+                if of_row is not None and not offset_first:
                     total = e.fma(offsets[p], of_row, total)
                 sums[p][r].set(total)
         # LLVM starts the next group on ARM while this one's sums wait, and on x86 makes two instructions of add_scaled

@@ -51,5 +51,11 @@ class Fields:
         except KeyError:
             raise AttributeError(name) from None
 
+    def but(self, **values: Value) -> Fields:
+        """The same fields, except for these."""
+        other = Fields(self._e, self._address, {})
+        other._offsets, other._loaded = self._offsets, self._loaded | values
+        return other
+
     def float32(self, name: str) -> Value:
         return self._e.load(self._address + self._offsets[name], F32)

@@ -58,6 +58,8 @@ class FeedForward:
 
     def inner(self, b: Builder, x: Activations) -> Activations:
         """What `down` is multiplied with."""
+        if len(self.matrices) == 2:
+            return b.linear_gated(x, *self.matrices, self._function, into=(self.down,))
         rows = b.linear(x, *self.matrices)
         if self._fused:
             rows = (rows[0].part(0, self._n_ff), rows[0].part(self._n_ff, self._n_ff))
