@@ -2,7 +2,7 @@
 thread's own memory.
 
 A prompt meets a panel with many tiles of activations, for all of which this is done once: of super-blocks the scales
-(in Q4_K prompts take 2 to 3 % less time so), and codes that take more than a shift and a mask.  A panel's codes are
+(in Q4_K prompts take 2 to 3 % less time so), and the codes of some types (`Target.opens_codes`).  A panel's codes are
 twice as large then, so they are taken apart for some blocks at a time, which stay in the first-level cache.
 """
 

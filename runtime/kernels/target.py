@@ -81,8 +81,9 @@ class Target:
     def opens_codes(self, layout: BlockLayout) -> bool:
         """Whether codes of this type are taken apart once for all tiles of a prompt (opened.py).
 
-        Those that take more than a shift and a mask: on AVX-512 prompts in Q5_0 take 11 % less time so, in Q5_K and
-        Q6_K 13 %; in Q4_0 as much as before and in Q4_K more, as twice the bytes pass through the cache.
+        All but nibbles and bytes: on AVX-512 products with many rows take 8 to 15 % less time so in Q5_K and Q6_K;
+        beside a busy neighbour as much as before in Q4_0, and 1 to 8 % more in Q4_K, as twice the bytes pass through
+        the cache.
         """
         return layout.codebook is not None or layout.planes not in ((4,), (8,))
 
