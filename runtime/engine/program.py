@@ -205,7 +205,7 @@ class Builder(ExpertSteps):
         self, x: Activations, gate: Matrix, up: Matrix, function: str, into: tuple[Matrix, ...]
     ) -> Activations:
         """function(x @ gate.T) * (x @ up.T), of a gated layer, for the matrices `into`."""
-        alike = (gate.layout, gate.activations) == (up.layout, up.activations)
+        alike = (gate.layout, gate.activations, gate.rows) == (up.layout, up.activations, up.rows)
         if not alike or self._adapters.change_any((gate, up)):
             gates, ups = self.linear(x, gate, up)
             return self.activate(function, gates, ups, into)
