@@ -130,7 +130,8 @@ def tiles(name: str, cpu: Cpu) -> list[Tile]:
     pattern = _FLOAT if is_float else "|".join(DOTS[cpu.target])
     loops = [loop for loop in listing(matmul_kernel(name, False), cpu).loops if loop.matching(pattern)]
     panels, height = target.shapes[0] if is_float else target.shape(layout)
-    shapes = [(target.streams, 1)] if target.streams > panels and not is_float else []
+    streams = panels if isinstance(layout, FloatLayout) else target.streams(layout)
+    shapes = [(streams, 1)] if streams != panels else []
     shapes += [
         (p, rows) for p in dict.fromkeys((panels, 1)) for rows in (height, *(n for n in (8, 4, 2, 1) if n < height))
     ]

@@ -92,8 +92,9 @@ def _panels(
 ) -> None:  # fmt: skip
     """Panels first..end-1 of a matrix by these rows."""
     panel = e.var(first)
-    widest, streams = _shape(e, layout, activations)[0], e.target.streams
-    if streams > widest and _is_integer(layout, activations):
+    widest = _shape(e, layout, activations)[0]
+    streams = e.target.streams(layout) if _is_integer(layout, activations) else widest
+    if streams != widest:
         with e.repeat_while() as go_on_if_alone:
             go_on_if_alone((first_row + 1).equals(end_row) & (panel.value + streams <= end))
             _tile(e, layout, activations, a, w, before, panel.value, first_row, 1, streams, add)

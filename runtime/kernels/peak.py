@@ -10,6 +10,7 @@ from llvmlite import ir
 
 from .emit import Emitter
 from .jit import Kernel
+from .products_int8 import PREFETCH_BYTES
 from .records import Record
 from .values import I8, I32, Value, vec
 
@@ -20,7 +21,6 @@ DOT = Record("tasks", "rounds", "sums")
 """int32 [tasks, lanes] at `sums` gets the sum of all products of each task, lane by lane."""
 
 READ_TASK = 1 << 19  # bytes that a thread draws: as matmul.py draws weights
-_AHEAD = 4096  # bytes: as matmul.py prefetches
 
 _SUMS = 12  # two dot products a cycle take five to be done, so 10 at least; 14 fit sixteen registers
 _STEPS = 8  # vectors of weights that each sum meets in a round: 32 columns
@@ -44,7 +44,7 @@ def read(e: Emitter) -> None:
         start = fields.address + task * READ_TASK
         with e.loop(0, READ_TASK, n * 4 * lanes) as offset:
             for line in range(0, n * 4 * lanes, 64):
-                e.prefetch(start + offset + (line + _AHEAD))
+                e.prefetch(start + offset + (line + PREFETCH_BYTES))
             for i, total in enumerate(sums):
                 total.set(total.value + e.load(start + offset + i * 4 * lanes, ty))
         e.store(_sum([total.value for total in sums]), fields.sums + task * (4 * lanes))

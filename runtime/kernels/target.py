@@ -45,7 +45,6 @@ class Target:
     # Two panels share each load of activations, where that is an instruction; the scales of two super-blocks crowd out
     # the first-level cache.
     shapes: ClassVar[Shapes]
-    streams: ClassVar[int] = 1  # panels of blocks that a single row reads side by side, where more than `shapes` has
     together: ClassVar[int] = 1  # steps of neighbouring columns that `dots` wants one after the other
     registers: ClassVar[int] = 32  # that hold a vector
     word_sums: ClassVar[bool] = False  # `dots` sums products of codes that are not signed in 16 bits, two columns each
@@ -73,6 +72,10 @@ class Target:
     def shape(self, layout: BlockLayout) -> tuple[int, int]:
         """Panels and rows of a micro-kernel that multiplies codes of this type."""
         return self.shapes[1 if layout.parts == 1 else 2]
+
+    def streams(self, layout: BlockLayout) -> int:
+        """Panels that a single row reads side by side, as streams of memory."""
+        return self.shape(layout)[0]
 
     def keeps_sums(self, layout: BlockLayout, vectors: int) -> bool:
         """Whether the float sums of a tile, so many vectors, stay in registers while those of whole numbers grow."""
