@@ -131,10 +131,9 @@ def tiles(name: str, cpu: Cpu) -> list[Tile]:
     loops = [loop for loop in listing(matmul_kernel(name, False), cpu).loops if loop.matching(pattern)]
     panels, height = target.shapes[0] if is_float else target.shape(layout)
     streams = panels if isinstance(layout, FloatLayout) else target.streams(layout)
-    shapes = [(streams, 1)] if streams != panels else []
-    shapes += [
-        (p, rows) for p in dict.fromkeys((panels, 1)) for rows in (height, *(n for n in (8, 4, 2, 1) if n < height))
-    ]
+    most = panels * height - 1 if is_float else min(panels * height - 1, target.tile)
+    shapes = [(streams, 1)] if streams > 1 else []
+    shapes += [(panels, height), *((1, rows) for rows in (8, 4, 2, 1) if rows <= most)]
     assert len(loops) == len(shapes), f"{name} on {cpu.name}: {len(loops)} loops with products for tiles {shapes}"
     found = [
         Tile(p, rows, loop, loop.matching(pattern), parts)

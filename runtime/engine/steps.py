@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..kernels import elementwise as ew
 from ..kernels.jit import Kernel, Library
 from ..kernels.layouts import BlockLayout
-from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel
+from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel, tallest_tile
 from ..kernels.opened import workspace
 from .adapters import AdapterMatrices, AdapterScales
 from .batch import N_ITEMS, N_OUTPUTS, N_ROWS, StepInputs
@@ -111,7 +111,9 @@ class Steps:
         total = sum(w.n_panels for w, _ in pairs) * (blocks.used if blocks else 1)
         panel_bytes = pairs[0][0].panel_bytes
         chunk = min(TASK_BYTES // panel_bytes, total // (8 * self._threads))
-        chunk = max(1, chunk // 2 if function else chunk)  # a task has as many panels of either matrix
+        together = tallest_tile(self._library.target, layout, activations)[0]
+        chunk = chunk // 2 if function else chunk  # a task has as many panels of either matrix
+        chunk = max(1, chunk // together * together)
         matrices = np.concatenate([
             MATRIX.make(
                 panels=w.panels, panel_bytes=w.panel_bytes, n_panels=w.n_panels, n_chunks=-(-w.n_panels // chunk),

@@ -20,6 +20,7 @@ from .panels import LAYOUTS
 from .products_f32 import float_step
 from .products_int8 import Following, Opened, add_blocks
 from .records import Fields, Record
+from .target import Target
 from .values import F32, I64, Local, Value, vec
 
 # n_rows: address of the count of activation rows, or for experts of the list of blocks (experts.py); steps: blocks of
@@ -90,20 +91,27 @@ def _panels(
     e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, before: Value, first: Value, end: Value,
     first_row: Value, end_row: Value, add: bool, opened: Value | None,
 ) -> None:  # fmt: skip
-    """Panels first..end-1 of a matrix by these rows."""
+    """Panels first..end-1 of a matrix by these rows: full tiles while there are rows for them, then lower ones."""
     panel = e.var(first)
-    widest = _shape(e, layout, activations)[0]
+    widest, height = tallest_tile(e.target, layout, activations)
     streams = e.target.streams(layout) if _is_integer(layout, activations) else widest
-    if streams != widest:
+    if streams > 1:
         with e.repeat_while() as go_on_if_alone:
             go_on_if_alone((first_row + 1).equals(end_row) & (panel.value + streams <= end))
             _tile(e, layout, activations, a, w, before, panel.value, first_row, 1, streams, add)
             panel.set(panel.value + streams)
-    for panels in dict.fromkeys((widest, 1)):
-        with e.repeat_while() as go_on_if_wide:
-            go_on_if_wide(panel.value + panels <= end)
-            _rows(e, layout, activations, a, w, before, panel.value, panels, first_row, end_row, add, opened)
-            panel.set(panel.value + panels)
+    with e.repeat_while() as go_on_if:
+        go_on_if(panel.value < end)
+        here, rows = panel.value, end_row - first_row
+        n_tiles, after = rows // height, here + 1
+        if widest > 1:  # fewer rows than one panel could have sums for take less time without a second one
+            are_full = (here + widest <= end) & (rows >= widest * height)
+            n_tiles, after = e.select(are_full, n_tiles, e.i64(0)), e.select(are_full, here + widest, after)
+        _full_tiles(e, layout, activations, a, w, before, here, first_row, n_tiles, add, opened)
+        with e.repeat_while() as go_on_if_lower:
+            go_on_if_lower(panel.value < after)
+            _low_tiles(e, layout, activations, a, w, before, panel.value, first_row + n_tiles * height, end_row, add)
+            panel.set(panel.value + 1)
 
 
 def _gated(
@@ -117,7 +125,7 @@ def _gated(
     """
     n, ty = e.target.lanes, vec(F32, e.target.lanes)
     fits = (end_row - first_row) * (end - first) * (4 * n) <= a.gates_stride
-    few = e.select(fits, end - first, _shape(e, layout, activations)[0])
+    few = e.select(fits, end - first, tallest_tile(e.target, layout, activations)[0])
     here = e.var(first)
     with e.repeat_while() as go_on_if:
         go_on_if(here.value < end)
@@ -136,35 +144,45 @@ def _gated(
         here.set(stop)
 
 
-def _shape(e: Emitter, layout: Layout, activations: str) -> tuple[int, int]:
-    """Panels and rows of one micro-kernel call."""
+def tallest_tile(target: Target, layout: Layout, activations: str) -> tuple[int, int]:
+    """Panels and rows of the tiles that read prompts; activations: as `matmul` has it."""
     if activations == "f32" and isinstance(layout, BlockLayout):
-        return 1, e.target.shapes[0][1]  # two panels take twice as long to compile
-    return e.target.shapes[0] if isinstance(layout, FloatLayout) else e.target.shape(layout)
+        return 1, target.shapes[0][1]  # two panels take twice as long to compile
+    return target.shapes[0] if isinstance(layout, FloatLayout) else target.shape(layout)
 
 
-def _rows(
-    e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, before: Value, panel: Value, panels: int,
-    first: Value, end: Value, add: bool, opened: Value | None,
+def _full_tiles(
+    e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, before: Value, panel: Value, first: Value,
+    n_tiles: Value, add: bool, opened: Value | None,
 ) -> None:  # fmt: skip
-    """`panels` panels by rows first..end-1, in tiles as high as there are rows left."""
-    height = _shape(e, layout, activations)[1]
-    row, following = e.var(first), None
+    """`n_tiles` tiles of the target's shape, from row `first` on."""
+    panels, height = tallest_tile(e.target, layout, activations)
+    following = None
     if _is_integer(layout, activations) and e.target.asks_ahead:
-        times = (end - first) // height * a.steps * layout.parts  # that full tiles meet 32 columns
+        times = n_tiles * a.steps * layout.parts  # that full tiles meet 32 columns
         next_panel = e.var(w.panels + (before + panel + panels) * w.panel_bytes)
-        following = Following(next_panel, panels * w.panel_bytes // e.max(times, 1))
-    heights = [height, *(n for n in (8, 4, 2, 1) if n < height)]
+        most = panels * layout.step_bytes(e.target.lanes) // layout.parts
+        following = Following(next_panel, panels * w.panel_bytes // e.max(times, 1), most)
     if opened is not None and isinstance(layout, BlockLayout):
-        n_tiles = (end - first) // height
         _opened_tiles(e, layout, a, w, before, panel, panels, first, n_tiles, add, following, opened)
-        row.set(first + n_tiles * height)
-        del heights[0]
-    for rows in heights:
-        asking = following if rows == height else None
+        return
+    with e.loop(0, n_tiles) as t:
+        _tile(e, layout, activations, a, w, before, panel, first + t * height, height, panels, add, following)
+
+
+def _low_tiles(
+    e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, before: Value, panel: Value, first: Value,
+    end: Value, add: bool,
+) -> None:  # fmt: skip
+    """One panel by rows first..end-1, in tiles as high as there are rows left, of one record of activations each."""
+    panels, height = tallest_tile(e.target, layout, activations)
+    row, has_records, tile = e.var(first), _is_integer(layout, activations), e.target.tile
+    for rows in (n for n in (8, 4, 2, 1) if n < panels * height and not (has_records and n > tile)):
         with e.repeat_while() as go_on_if_full:
             go_on_if_full(row.value + rows <= end)
-            _tile(e, layout, activations, a, w, before, panel, row.value, rows, panels, add, asking)
+            if has_records and tile % rows:
+                go_on_if_full(row.value % tile + rows <= tile)
+            _tile(e, layout, activations, a, w, before, panel, row.value, rows, 1, add)
             row.set(row.value + rows)
 
 
