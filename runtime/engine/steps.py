@@ -24,7 +24,7 @@ from .kv_pages import PagePool
 from .memory import Allocate, Memory
 from .weights import Matrix
 
-L2_BYTES = 1 << 20  # of activation rows that one pass over a chunk of panels keeps close
+L2_BYTES = 768 << 10  # of activation rows that one pass over a chunk of panels keeps close
 TASK_BYTES = 512 << 10  # of weights in one task, at most; 32 KiB cost decoding 11 %, as streams of reads break off
 
 

@@ -37,8 +37,8 @@ class Following:
     """The panels after these, for which full tiles ask a little at a time: in each 32 columns `step` bytes further.
 
     So memory is waited for less: on AVX-512 prompts take 2 % less time with 2048 columns, 7 % with 8192 (on AVX2 and
-    AVX-VNNI, which take longer to multiply, as much as without).  Few tiles ask for more at a time: 12 to 24 rows take
-    25 to 50 % less time so (Zen 5).  most: `step` where there is one tile only.
+    AVX-VNNI, which take longer to multiply, as much as without).  Few tiles ask for more at a time: products of 12 and
+    24 rows take 25 to 50 % less time so (Zen 5), with AVX2 those of 8 to 24 rows 15 to 45 %.  most: `step` of one tile.
     """
 
     at: Variable
@@ -72,8 +72,8 @@ def add_blocks(
 
     opened: the products are those of these blocks only.
 
-    A single row, which memory bounds, asks for what it reads next itself, and so do tiles of few rows where registers
-    allow (on AVX-512 products of 4 and 8 rows take 8 to 25 % less time; on AVX-VNNI sums would be spilled).
+    A single row, which memory bounds, asks for what it reads next itself, and so do tiles of few rows where the target
+    asks ahead (products of 4 and 8 rows take 8 to 25 % less time with AVX-512, those of 2 rows 2 to 30 % without).
     """
     n, tile, alone = e.target.lanes, e.target.tile, len(sums[0]) == 1
     again, whole = e.target.loads_again(layout, alone), layout.whole_scales(e.target)
