@@ -17,6 +17,7 @@ from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel
 from halfbyte.runtime.kernels.opened import workspace
 from halfbyte.runtime.kernels.panels import LAYOUTS, PACK, n_panels, pack_kernel
 from halfbyte.runtime.kernels.records import Record
+from halfbyte.runtime.kernels.target import Target
 from halfbyte.runtime.kernels.targets import make_target, runnable
 
 RUNNABLE = runnable()
@@ -63,10 +64,10 @@ def meaning(name: str, raw: np.ndarray) -> np.ndarray:
 
 
 class Bench:
-    """Two threads and the kernels of one target."""
+    """Two threads and the kernels of one target, given as such or by its name."""
 
-    def __init__(self, target: str, threads: int = 2):
-        self.library = Library(make_target(target))
+    def __init__(self, target: str | Target, threads: int = 2):
+        self.library = Library(make_target(target) if isinstance(target, str) else target)
         self.pool = ThreadPool(self.library, threads)
         self.lanes, self.tile, self.threads = self.library.target.lanes, self.library.target.tile, threads
 
