@@ -158,7 +158,7 @@ def test_help_names_both_measurements_and_their_options() -> None:
 
 def test_a_terminal_shows_a_bar(files: dict[str, Path], tmp_path: Path) -> None:
     long = tmp_path / "long.txt"
-    long.write_text((TEXT + "\n") * 60, encoding="utf-8")
+    long.write_text((TEXT + "\n") * 240, encoding="utf-8")
     with Terminal("bench", "accuracy", files["spm q8_0"], "--text", long, "-c", 16, "-t", 1) as terminal:
         terminal.expect(r"\rmeasuring \d+ % \[#+\.+\] chunk \d+ of \d+, perplexity \d+\.\d{4}, \d+:\d\d left")
         terminal.expect(r"\r +\r\| model")
