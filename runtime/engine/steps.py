@@ -113,7 +113,7 @@ class Steps:
         chunk = min(TASK_BYTES // panel_bytes, total // (8 * self._threads))
         together = tallest_tile(self._library.target, layout, activations)[0]
         chunk = chunk // 2 if function else chunk  # a task has as many panels of either matrix
-        chunk = max(1, chunk // together * together)
+        chunk = max(1, chunk // together * together)  # a panel that is left alone meets lower tiles
         matrices = np.concatenate([
             MATRIX.make(
                 panels=w.panels, panel_bytes=w.panel_bytes, n_panels=w.n_panels, n_chunks=-(-w.n_panels // chunk),

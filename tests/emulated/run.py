@@ -84,7 +84,7 @@ def emulate(cpu: Cpu, folder: Path, link: Path, everything: bool, files: list[st
         told = {}
     else:
         command = [folder / "usr/bin/qemu-x86_64-static", "-cpu", cpu.name, sys.executable]
-        told = {"OPENBLAS_CORETYPE": cpu.name}  # on an AMD host NumPy's BLAS ends Nehalem with AVX
+        told = {"OPENBLAS_CORETYPE": cpu.name}  # on AMD hosts NumPy's BLAS takes Nehalem for another
     environment = os.environ | told | {
         "PYTHONPATH": os.pathsep.join(map(str, paths)), "HALFBYTE_CACHE_DIR": str(folder / "kernels"),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
