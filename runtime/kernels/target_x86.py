@@ -22,7 +22,7 @@ class _X86(Target):
     def streams(self, layout: BlockLayout) -> int:
         """Two: on an Intel server a model in Q4_K_M generates 11 % faster so, matrices in Q8_0 take 10 % less time.
 
-        AMD's cores read one stream faster: on Zen 5 one thread takes 6 to 21 % less time with it, with AVX2 15 to 20 %.
+        AMD's cores read one stream faster: on Zen 5 one thread takes 6 to 21 % less time with it, with AVX2 15 to 21 %.
         Two panels of Q3_K want more than 16 registers.
         """
         crowded = self.registers < 32 and layout.groups > 1 and layout.planes == (2, 1)
