@@ -5,7 +5,7 @@ m) for each 32 or 16 columns: w = d*sc*(q - zero), or d*sc*q - dmin*m.
 
 Panels keep these integers as the file packs them.  Widened to bytes they would add 2.8 % to the bytes of Q4_K (2.3 % to
 Q5_K, 3.6 % to Q3_K, 1.5 % to IQ4_XS), which decoding pays: on two threads it takes 1 to 5 % less time as they are.
-Prompts take them apart once for all tiles that a panel meets (`open_panel` in products_int8.py).
+Prompts take them apart once for all tiles that a panel meets (`SuperScales` in scales.py, opened.py).
 """
 
 from __future__ import annotations

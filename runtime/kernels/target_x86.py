@@ -68,8 +68,8 @@ class Avx512Vnni(_Vnni):
     requires = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
     withholds = ("amx",)
     # Products take activations as broadcast operands, which cost no instruction.  One panel by twelve rows is so 160
-    # instructions for 96 products, two by six 220 to 270: prompts are 10 to 28 % slower with those.  Rows of floats lie
-    # apart, and their addresses cost more: there two by six are 10 to 20 % faster.
+    # instructions for 96 products, two by six 220 to 270: Intel's cores read prompts 10 to 28 % slower so.  Rows of
+    # floats lie apart, and their addresses cost more: there two by six are 10 to 20 % faster.
     lanes, tile, shapes, asks_ahead = 16, 12, ((2, 6), (1, 12), (1, 12)), True
 
     def shape(self, layout: BlockLayout) -> tuple[int, int]:
