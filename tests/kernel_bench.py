@@ -209,9 +209,9 @@ class Product:
                 bias=address(zeros if bias is None else bias), bias_step=0 if bias is None else 4 * self.bench.lanes,
             )
         )  # fmt: skip
-        token_block, at_once, opened_stride = 2 * self.bench.tile, 0, 0
+        token_block, at_once, opened_stride = 6 * self.bench.tile, 0, 0
         if self.activations == "int8":
-            at_once, opened_stride = workspace(self.layout, self.bench.library.target, self.steps, token_block)
+            at_once, opened_stride = workspace(self.layout, self.bench.library.target, self.steps)
         opened = self._zeros((self.bench.threads, opened_stride), np.uint8)
         source = self.codes.read(self.correction)
         if self.activations == "f32":

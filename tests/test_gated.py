@@ -36,7 +36,7 @@ def gated(gate: Product, up: Product, x: np.ndarray, function: str) -> np.ndarra
 def test_gated(bench: Bench, name: str) -> None:
     """Batches that fill tiles and that do not; as many panels as leave some behind; each row bit for bit as alone."""
     rng = np.random.default_rng(43)
-    rows, columns, n = 5 * bench.lanes - 3, 1024, 2 * bench.tile + 1
+    rows, columns, n = 5 * bench.lanes - 3, 1024, 6 * bench.tile + 1
     gate, up = (Product(bench, name, random_blocks(name, rows, columns, rng), columns, n) for _ in range(2))
     x = 0.05 * rng.standard_normal((n, columns)).astype(np.float32)
     alone = []
@@ -47,6 +47,6 @@ def test_gated(bench: Bench, name: str) -> None:
         alone.append(gated(gate, up, row[None], "silu")[0].copy())
         want = g / (1 + np.exp(-g)) * u
         assert np.abs(alone[-1] - want).max() < 1e-6 * np.abs(want).max()
-    for some in (2, bench.tile, n):
+    for some in (2, bench.tile, 2 * bench.tile + 1, n):
         gate.quantize(x[:some].copy())
         np.testing.assert_array_equal(gated(gate, up, x[:some], "silu"), alone[:some])

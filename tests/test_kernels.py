@@ -43,7 +43,7 @@ def quantized(name: str, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_matmul(bench: Bench, name: str) -> None:
     """Many rows at once: the float64 product within float32 rounding, and bit for bit that of each row alone."""
     rng = np.random.default_rng(1)
-    rows, columns, n = 100, 172 if LAYOUTS[name].is_float else 256, 13
+    rows, columns, n = 100, 172 if LAYOUTS[name].is_float else 256, 6 * bench.tile + 1
     raw, w = quantized(name, rng.standard_normal((rows, columns)).astype(np.float32))
     x = rng.standard_normal((n, columns)).astype(np.float32)
     product = Product(bench, name, raw, columns, n)
@@ -87,11 +87,13 @@ def test_extreme_codes_are_exact(bench: Bench, name: str) -> None:
         raw[..., 2:4] = np.array([-8.0], np.float16).view(np.uint8)
     raw = raw.reshape(rows, -1)
     w = FORMATS[name].dequantize(raw).astype(np.int64)
-    x = rng.choice(np.array([-127.0, 127.0], np.float32), size=(4, columns))
-    x[0], x[1] = 127, -127
-    product = Product(bench, name, raw, columns, 4)
+    n = 6 * bench.tile
+    product = Product(bench, name, raw, columns, n)
+    most = product.sink.most
+    x = rng.choice(np.array([-most, most], np.float32), size=(n, columns))
+    x[0], x[1] = most, -most
     product.quantize(x)
-    np.testing.assert_array_equal(product(x, product.output(4)), x.astype(np.int64) @ w.T)
+    np.testing.assert_array_equal(product(x, product.output(n)), x.astype(np.int64) @ w.T)
 
 
 def test_quantize_matches_llamacpp_rule(bench: Bench) -> None:

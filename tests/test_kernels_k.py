@@ -56,13 +56,14 @@ def test_matmul(bench: Bench, name: str) -> None:
     for rows, columns in ((37, 512), (1, 256), (115, 1024)):
         raw = random_blocks(name, rows, columns, rng)
         w = meaning(name, raw)
-        product = Product(bench, name, raw, columns, 26)
-        x = rng.standard_normal((26, columns)).astype(np.float32)
+        many = 6 * bench.tile + 2
+        product = Product(bench, name, raw, columns, many)
+        x = rng.standard_normal((many, columns)).astype(np.float32)
         alone = []
         for row in x:
             product.quantize(row[None].copy())
             alone.append(product(row[None], product.output(1))[0].copy())
-        for n in (1, 2, 4, bench.tile, 26):
+        for n in (1, 2, 4, bench.tile, 26, many):
             want = product.quantize(x[:n].copy()) @ w.T
             y = product(x[:n], product.output(n))
             compare(y, want, f"{bench.library.target.name} {name} {rows}x{columns}, {n} rows")
@@ -85,7 +86,7 @@ def test_matmul_adds(bench: Bench, name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_extreme_codes(bench: Bench, name: str) -> None:
-    """Largest codes of both signs against activations of 127 and -127: the integer dot product must not saturate."""
+    """Largest codes of both signs against the largest activations: the integer dot product must not saturate."""
     rng = np.random.default_rng(13)
     layout = LAYOUTS[name]
     raw = random_blocks(name, 64, 512, rng).reshape(64, 512 // layout.step_columns, -1)
@@ -94,12 +95,13 @@ def test_extreme_codes(bench: Bench, name: str) -> None:
     raw[:] = rng.choice(np.array([0x00, 0xFF, 0xF0, 0x77], np.uint8), size=(64, 1, 1))
     raw[..., kept] = scales
     raw = raw.reshape(64, -1)
-    x = rng.choice(np.array([-127.0, 127.0], np.float32), size=(4, 512))
-    x[0], x[1] = 127, -127
-    w = meaning(name, raw)
-    product = Product(bench, name, raw, 512, 4)
+    w, n = meaning(name, raw), 6 * bench.tile
+    product = Product(bench, name, raw, 512, n)
+    most = product.sink.most
+    x = rng.choice(np.array([-most, most], np.float32), size=(n, 512))
+    x[0], x[1] = most, -most
     product.quantize(x)
-    compare(product(x, product.output(4)), x.astype(np.float64) @ w.T, name)
+    compare(product(x, product.output(n)), x.astype(np.float64) @ w.T, name)
 
 
 @pytest.mark.parametrize("name", KINDS)

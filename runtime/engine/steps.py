@@ -25,6 +25,7 @@ from .memory import Allocate, Memory
 from .weights import Matrix
 
 L2_BYTES = 768 << 10  # of activation rows that one pass over a chunk of panels keeps close
+OPENED_L2_BYTES = 400 << 10
 TASK_BYTES = 512 << 10  # of weights in one task, at most; 32 KiB cost decoding 11 %, as streams of reads break off
 
 
@@ -133,13 +134,15 @@ class Steps:
             source, stride, row_bytes = tiles.memory.address, tiles.tile_stride, tiles.tile_stride // self._tile
             block_stride = tiles.block_stride
             correction_at = tiles.sink.correction_at(correction, self._tile) if correction is not None else 0
-        token_block = max(self._tile, L2_BYTES // row_bytes // self._tile * self._tile)
-        steps, at_once, opened_stride = x.columns // layout.step_columns, 0, 0
+        steps, at_once, opened_stride, close = x.columns // layout.step_columns, 0, 0, L2_BYTES
         if activations == "int8" and isinstance(layout, BlockLayout):
-            rows = max(token_block, blocks.rows if blocks else 0)
-            at_once, opened_stride = workspace(layout, self._library.target, steps, rows)
+            at_once, opened_stride = workspace(layout, self._library.target, steps)
+            if 0 < at_once < steps:
+                close = OPENED_L2_BYTES
+                row_bytes = row_bytes * at_once // steps + (4 * together if function else chunk) * 4 * self._lanes
+        token_block = max(self._tile, close // row_bytes // self._tile * self._tile)
         opened = self._buffers.shared("opened panels", self._threads * opened_stride) if opened_stride else None
-        gates_stride = max(chunk, 2 * token_block) * 4 * self._lanes if function else 0
+        gates_stride = max(chunk, 2 * together * token_block) * 4 * self._lanes if function else 0
         gates = self._buffers.shared("gates", self._threads * gates_stride) if function else None
         self._add(
             matmul_kernel(layout.name, add, activations, experts=blocks is not None, function=function),

@@ -9,6 +9,7 @@ of its blocks in order of k, whatever the batch: results do not depend on thread
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeGuard
 
 from .emit import Emitter
@@ -29,7 +30,7 @@ from .values import F32, I64, Local, Value, vec
 # byte `correction`.  token_block: rows of a task at most, a multiple of the target's tile (for experts the blocks say).
 # opened: for each thread opened_stride bytes (`opened.workspace`), where full tiles find panels taken apart,
 # opened_steps of their blocks at a time; gates: for each thread gates_stride bytes, for a gate's values: of
-# token_block rows and two panels, and of one row and `chunk`, at least.
+# token_block rows and a tile's panels, and of one row and `chunk`, at least.
 MATMUL = Record(
     "n_rows", "steps", "x", "x_stride", "block_stride", "correction", "token_block", "chunk", "n_matrices", "matrices",
     "opened", "opened_stride", "opened_steps", "gates", "gates_stride",
@@ -37,6 +38,10 @@ MATMUL = Record(
 # One of the matrices of a step: y float32 rows of y_stride bytes; bias float32 [rows] with bias_step 4*lanes, or one
 # vector of zeros with bias_step 0.
 MATRIX = Record("panels", "panel_bytes", "n_panels", "n_chunks", "y", "y_stride", "bias", "bias_step")
+
+
+# From how many rows on folding pays for taking codes apart.
+FOLDED_ROWS = 60
 
 
 def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, function: str) -> None:
@@ -53,8 +58,11 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, fu
     if _is_integer(layout, activations) and opens_panels(layout, e.target):
         opened = a.opened + thread * a.opened_stride
     n_rows = token_blocks = e.load(a.n_rows, I64)
-    if not experts:
+    token_block = a.token_block
+    if not experts:  # blocks of about as many rows
         token_blocks = (n_rows + a.token_block - 1) // a.token_block
+        tile = e.target.tile
+        token_block = (n_rows + token_blocks * tile - 1) // (e.max(token_blocks, 1) * tile) * tile
     chunks = e.var(e.i64(0))
     with e.loop(0, a.n_matrices) as i:
         chunks.set(chunks.value + MATRIX.read(e, a.matrices + i * (8 * MATRIX.size)).n_chunks)
@@ -76,8 +84,8 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, fu
             expert, first_row, end_row = (e.load(block + 8 * i, I64) for i in range(3))
             before = expert * w.n_panels
         else:
-            first_row = task // n_chunks * a.token_block
-            end_row = e.min(first_row + a.token_block, n_rows)
+            first_row = task // n_chunks * token_block
+            end_row = e.min(first_row + token_block, n_rows)
         first = chunk.value * a.chunk
         end = e.min(first + a.chunk, w.n_panels)
         if function:
@@ -100,6 +108,9 @@ def _panels(
             go_on_if_alone((first_row + 1).equals(end_row) & (panel.value + streams <= end))
             _tile(e, layout, activations, a, w, before, panel.value, first_row, 1, streams, add)
             panel.set(panel.value + streams)
+    if opened is not None and isinstance(layout, BlockLayout):
+        _opened_panels(e, layout, a, w, before, panel.value, end, first_row, end_row, add, opened)
+        return
     with e.repeat_while() as go_on_if:
         go_on_if(panel.value < end)
         here, rows = panel.value, end_row - first_row
@@ -107,7 +118,7 @@ def _panels(
         if widest > 1:  # fewer rows than one panel could have sums for take less time without a second one
             are_full = (here + widest <= end) & (rows >= widest * height)
             n_tiles, after = e.select(are_full, n_tiles, e.i64(0)), e.select(are_full, here + widest, after)
-        _full_tiles(e, layout, activations, a, w, before, here, first_row, n_tiles, add, opened)
+        _full_tiles(e, layout, activations, a, w, before, here, first_row, n_tiles, add)
         with e.repeat_while() as go_on_if_lower:
             go_on_if_lower(panel.value < after)
             _low_tiles(e, layout, activations, a, w, before, panel.value, first_row + n_tiles * height, end_row, add)
@@ -124,8 +135,9 @@ def _gated(
     take 3 to 4 % less time so.  Few rows take all panels at once, not to break off streams of reads.
     """
     n, ty = e.target.lanes, vec(F32, e.target.lanes)
-    fits = (end_row - first_row) * (end - first) * (4 * n) <= a.gates_stride
-    few = e.select(fits, end - first, tallest_tile(e.target, layout, activations)[0])
+    together = tallest_tile(e.target, layout, activations)[0]
+    fit = a.gates_stride // ((end_row - first_row) * (4 * n * together)) * together
+    few = e.min(end - first, e.max(fit, together))
     here = e.var(first)
     with e.repeat_while() as go_on_if:
         go_on_if(here.value < end)
@@ -153,7 +165,7 @@ def tallest_tile(target: Target, layout: Layout, activations: str) -> tuple[int,
 
 def _full_tiles(
     e: Emitter, layout: Layout, activations: str, a: Fields, w: Fields, before: Value, panel: Value, first: Value,
-    n_tiles: Value, add: bool, opened: Value | None,
+    n_tiles: Value, add: bool,
 ) -> None:  # fmt: skip
     """`n_tiles` tiles of the target's shape, from row `first` on."""
     panels, height = tallest_tile(e.target, layout, activations)
@@ -163,9 +175,6 @@ def _full_tiles(
         next_panel = e.var(w.panels + (before + panel + panels) * w.panel_bytes)
         most = panels * layout.step_bytes(e.target.lanes) // layout.parts
         following = Following(next_panel, panels * w.panel_bytes // e.max(times, 1), most)
-    if opened is not None and isinstance(layout, BlockLayout):
-        _opened_tiles(e, layout, a, w, before, panel, panels, first, n_tiles, add, following, opened)
-        return
     with e.loop(0, n_tiles) as t:
         _tile(e, layout, activations, a, w, before, panel, first + t * height, height, panels, add, following)
 
@@ -186,42 +195,74 @@ def _low_tiles(
             row.set(row.value + rows)
 
 
-def _opened_tiles(
-    e: Emitter, layout: BlockLayout, a: Fields, w: Fields, before: Value, panel: Value, panels: int, first: Value,
-    n_tiles: Value, add: bool, following: Following | None, opened: Value,
+def _opened_panels(
+    e: Emitter, layout: BlockLayout, a: Fields, w: Fields, before: Value, first: Value, end: Value, first_row: Value,
+    end_row: Value, add: bool, opened: Value,
 ) -> None:  # fmt: skip
-    """`n_tiles` full tiles from row `first` on, of `panels` panels whose blocks are taken apart at `opened`.
+    """As `_panels`, of a type whose panels full tiles find taken apart."""
+    panels, height = e.target.shape(layout)
+    rows, whole = end_row - first_row, first + (end - first) // panels * panels
+    # Beside the last few rows a tile may have others that nobody wants: 2 of 6 in lower tiles take as long.
+    n_tiles = (rows + (height - 1 - height // 4)) // height
+    are_full = (rows >= panels * height) & (first < whole)
+    are_many = are_full
+    tiles = partial(_opened_tiles, e, layout, a, w, before, first, whole, first_row, end_row, n_tiles, add, opened)
+    if e.target.folds(layout):
+        are_many = are_full & (rows >= FOLDED_ROWS)
+        with e.when(are_full & (rows < FOLDED_ROWS)):
+            tiles(a.steps, codes=False)
+    with e.when(are_many):
+        tiles(a.opened_steps, codes=e.target.opens_codes(layout))
+    with e.loop(first, end) as panel:
+        done = e.select(are_full & (panel < whole), n_tiles * height, e.i64(0))
+        _low_tiles(e, layout, "int8", a, w, before, panel, first_row + done, end_row, add)
 
-    That is done for a.opened_steps blocks at a time; the sums of all tiles wait behind them for the next ones.
+
+def _opened_tiles(
+    e: Emitter, layout: BlockLayout, a: Fields, w: Fields, before: Value, first: Value, end: Value, first_row: Value,
+    end_row: Value, n_tiles: Value, add: bool, opened: Value, at_once: Value, codes: bool,
+) -> None:  # fmt: skip
+    """Panels first..end-1, a multiple of the tile's, by `n_tiles` full tiles of rows, whose blocks are taken apart.
+
+    That is done for `at_once` blocks at a time, for all panels before the next ones, so that these columns of the
+    activations stay close; sums wait in y.  What the last tile has beyond `end_row` goes nowhere.
     """
-    n, height, size = e.target.lanes, e.target.shape(layout)[1], opened_bytes(layout, e.target)
-    ty, zero, vector = vec(F32, n), e.i64(0), e.i64(4 * n)
-    places = [opened + a.opened_steps * (q * size) for q in range(panels)]
-    waiting = opened + a.opened_steps * (panels * size)
-    starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
-    biases = [w.bias + (before + panel + q) * w.bias_step for q in range(panels)]
-    with e.when(n_tiles > 0), e.loop(0, a.steps, a.opened_steps) as begin:
-        steps = e.min(a.steps - begin, a.opened_steps)
-        is_first, is_last = begin.equals(0), begin + a.opened_steps >= a.steps
-        with e.loop(0, steps) as i:
-            for start, place in zip(starts, places, strict=True):
-                OpenedBlock(e, layout, place + i * size).fill(start + (begin + i) * layout.step_bytes(n))
+    n, target = e.target.lanes, e.target
+    (panels, height), size, step_bytes = target.shape(layout), opened_bytes(layout, target, codes), layout.step_bytes(n)
+    ty, zero = vec(F32, n), e.i64(0)
+    nowhere = opened + (a.opened_stride - 4 * n)
+    with e.loop(0, a.steps, at_once) as begin, e.loop(first, end, panels) as panel:
+        steps, is_first = e.min(a.steps - begin, at_once), begin.equals(0)
+        starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
+        biases = [w.bias + (before + panel + q) * w.bias_step for q in range(panels)]
+        apart: Opened | None = None
+        if codes or layout.parts > 1:
+            apart = Opened([opened + at_once * (q * size) for q in range(panels)], begin, steps, codes)
+            with e.loop(0, panels) as p, e.loop(0, steps) as i:
+                block = starts[0] + p * w.panel_bytes + (begin + i) * step_bytes
+                OpenedBlock(e, layout, opened + (at_once * p + i) * size, codes).fill(block)
+        following = None
+        if target.asks_ahead:
+            after, again = panel + panels, begin + steps
+            is_last, more_steps = after >= end, again < a.steps
+            next_panel = w.panels + (before + e.select(is_last & more_steps, first, after)) * w.panel_bytes
+            at = e.var(next_panel + e.select(is_last, e.select(more_steps, again, zero), begin) * step_bytes)
+            most = step_bytes // layout.parts
+            following = Following(at, e.i64(step_bytes) // (n_tiles * layout.parts) + 1, most, panels, w.panel_bytes)
         with e.loop(0, n_tiles) as t:
-            row = first + t * height
             sums, outputs = [], []
+            row = first_row + t * height
             for q, bias in enumerate(biases):
                 y = w.y + row * w.y_stride + (panel + q) * (4 * n)
-                here = waiting + (t * panels + q) * (4 * n * height)
-                source = e.select(is_first, y if add else bias, here)
-                source_step = e.select(is_first, w.y_stride if add else zero, vector)
-                output, output_step = e.select(is_last, y, here), e.select(is_last, w.y_stride, vector)
-                values = [e.load(source + source_step * m, ty) for m in range(height)]
+                places = [e.select(row + m < end_row, y + w.y_stride * m, nowhere) for m in range(height)]
                 if add:
                     more = e.select(is_first, e.load(bias, ty), e.const(ty, -0.0))  # which changes no number
-                    values = [value + more for value in values]
+                    values = [e.load(place, ty) + more for place in places]
+                else:
+                    values = [e.load(e.select(is_first, bias, place), ty) for place in places]
                 sums.append(_locals(e, layout, values, panels))
-                outputs.append([output + output_step * m for m in range(height)])
-            add_blocks(e, layout, a, starts, row, sums, following, Opened(places, begin, steps))
+                outputs.append(places)
+            add_blocks(e, layout, a, starts, row, sums, following, apart)
             _store(e, sums, outputs)
 
 

@@ -9,13 +9,14 @@ twice as large then, so they are taken apart for some blocks at a time, which st
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from .emit import Emitter
-from .layouts import BLOCK, BlockLayout
+from .layouts import BLOCK, FOLDED_OFFSETS, BlockLayout
 from .panels import unpack
 from .scales import SuperScales
-from .target import Target
-from .values import I8, Value, Variable, vec
+from .target import Steps, Target
+from .values import I8, I32, Value, Variable, vec
 
 CACHED_BYTES = 10 << 10  # of blocks whose codes are taken apart, beside which tiles pass through the cache
 
@@ -25,39 +26,57 @@ def opens_panels(layout: BlockLayout, target: Target) -> bool:
     return layout.parts > 1 or target.opens_codes(layout)
 
 
-def opened_bytes(layout: BlockLayout, target: Target) -> int:
-    """Bytes of a block of one panel, taken apart."""
-    codes = layout.parts * BLOCK * target.lanes if target.opens_codes(layout) else 0
-    return _scale_bytes(layout, target) + codes
+def opened_bytes(layout: BlockLayout, target: Target, codes: bool) -> int:
+    """Bytes of a block of one panel, taken apart; codes: with its codes."""
+    of_part = BLOCK * target.lanes + _term_bytes(layout, target) if codes else 0
+    return _scale_bytes(layout, target) + layout.parts * of_part
 
 
 def opened_steps(layout: BlockLayout, target: Target, steps: int) -> int:
     """How many of a panel's `steps` blocks are taken apart at a time."""
     if not target.opens_codes(layout):
         return steps
-    rounds = max(1, round(steps * opened_bytes(layout, target) / CACHED_BYTES))
+    rounds = max(1, round(steps * opened_bytes(layout, target, codes=True) / CACHED_BYTES))
     return -(-steps // rounds)
 
 
-def workspace(layout: BlockLayout, target: Target, steps: int, rows: int) -> tuple[int, int]:
-    """How many blocks of panels of `steps` are taken apart at a time, and what a thread needs in bytes: for those, and
-    for sums of `rows` activation rows that wait for the next ones.  (0, 0): nothing is taken apart."""
+def workspace(layout: BlockLayout, target: Target, steps: int) -> tuple[int, int]:
+    """How many blocks of panels of `steps` are taken apart at a time, and what a thread needs for it, in bytes.
+
+    (0, 0): nothing is taken apart.
+    """
     if not opens_panels(layout, target):
         return 0, 0
     at_once = opened_steps(layout, target, steps)
-    of_panel = at_once * opened_bytes(layout, target) + rows * 4 * target.lanes
-    return at_once, -(-target.shape(layout)[0] * of_panel // 64) * 64
+    of_panel = at_once * opened_bytes(layout, target, target.opens_codes(layout))
+    if target.folds(layout):
+        of_panel = max(of_panel, steps * opened_bytes(layout, target, codes=False))
+    # and a vector for what goes nowhere
+    return at_once, -(-(target.shape(layout)[0] * of_panel + 4 * target.lanes) // 64) * 64
+
+
+def _same(x: Value, row: int, count: int) -> Value:
+    return x
 
 
 def _scale_bytes(layout: BlockLayout, target: Target) -> int:
     return SuperScales.nbytes(layout, target, layout.whole_scales(target))
 
 
-class OpenedBlock:
-    """A block of a panel, taken apart: its scales, then any codes, from `address` on."""
+def _term_bytes(layout: BlockLayout, target: Target) -> int:
+    """Of a part."""
+    return 4 * target.lanes * layout.groups if target.folds(layout) else 0
 
-    def __init__(self, e: Emitter, layout: BlockLayout, address: Value):
-        self._e, self._layout, self._address = e, layout, address
+
+class OpenedBlock:
+    """A block of a panel, taken apart: its scales, then any codes, then any terms of folded ones, from `address` on.
+
+    codes: whether it has its codes, folded or not.
+    """
+
+    def __init__(self, e: Emitter, layout: BlockLayout, address: Value, codes: bool):
+        self._e, self._layout, self._address, self._codes = e, layout, address, codes
+        self.folded = codes and e.target.folds(layout) > 0
         target = e.target
         self.scales = SuperScales(e, layout, address, layout.centre(target), layout.whole_scales(target))
 
@@ -65,13 +84,38 @@ class OpenedBlock:
         """Take apart the block at this address of a panel."""
         e, layout, n = self._e, self._layout, self._e.target.lanes
         self.scales.fill(block)
-        if not e.target.opens_codes(layout):
+        if not self._codes:
             return
         with e.loop(0, layout.parts) as part:
             codes = e.var(block + layout.header_bytes(n) + part * layout.part_bytes(n))
             order = layout.order(1)
-            for i, vector in zip(order, unpack(e, layout, codes, order), strict=True):
+            vectors = dict(zip(order, unpack(e, layout, codes, order), strict=True))
+            for pair in layout.folded(e.target):
+                for i, offset in zip(pair, FOLDED_OFFSETS, strict=True):
+                    vectors[i] = vectors[i] + offset
+            for i, vector in vectors.items():
                 e.store(vector, self.codes(part) + 4 * n * i)
+            if self.folded:
+                self._fill_terms(part, vectors)
+
+    def _fill_terms(self, part: Value, vectors: dict[int, Value]) -> None:
+        e, groups, bound = self._e, self._layout.groups, self._layout.bound()
+        zero = e.zero(vec(I32, e.target.lanes))
+        for g in range(groups):
+            pairs = [pair for pair in self._layout.folded(e.target) if pair[0] * groups // 8 == g]
+            steps: Steps = [([vectors[unsigned]], partial(_same, vectors[signed])) for signed, unsigned in pairs]
+            [[products]] = e.target.dots(e, [zero], steps, bound)
+            e.store(zero - products, self._terms(part) + 4 * e.target.lanes * g)
+
+    def _terms(self, part: Value) -> Value:
+        codes = BLOCK * self._e.target.lanes * self._layout.parts
+        terms = part * _term_bytes(self._layout, self._e.target)
+        return self._address + _scale_bytes(self._layout, self._e.target) + codes + terms
+
+    def terms(self, part: Value) -> list[Value]:
+        """What folded products with each group's codes make up for: <n x i32>."""
+        e, n = self._e, self._e.target.lanes
+        return [e.load(self._terms(part) + 4 * n * g, vec(I32, n)) for g in range(self._layout.groups)]
 
     def codes(self, part: Value) -> Value:
         """The address of the codes of 32 columns: eight vectors <4n x i8>."""

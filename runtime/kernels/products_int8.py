@@ -21,7 +21,7 @@ from .opened import OpenedBlock, opened_bytes, opened_codes
 from .panels import unpack
 from .records import Fields
 from .scales import ScalesOf, SuperScales, open_block
-from .target import Steps
+from .target import Folded, Steps
 from .values import F32, I32, Local, Value, Variable, vec
 
 CACHE_LINE = 64
@@ -44,11 +44,16 @@ class Following:
     at: Variable
     step: Value
     most: int
+    panels: int = 1
+    panel_bytes: Value | int = 0
 
     def ask(self, e: Emitter) -> None:
-        e.prefetch(self.at.value)
+        places = [self.at.value + self.panel_bytes * q for q in range(self.panels)]
+        for place in places:
+            e.prefetch(place)
         with e.when(self.step > CACHE_LINE):
-            _prefetch(e, self.at.value + CACHE_LINE, self.most - CACHE_LINE)
+            for place in places:
+                _prefetch(e, place + CACHE_LINE, self.most - CACHE_LINE)
         self.at.set(self.at.value + self.step)
 
 
@@ -56,12 +61,14 @@ class Following:
 class Opened:
     """Blocks of panels that were taken apart (opened.py): `steps` of them from number `first` on.
 
-    places: for each panel, where the first of them is.
+    places: for each panel, where the first of them is; codes: whether their codes were, too, and folded where the
+    target folds them.
     """
 
     places: list[Value]
     first: Value
     steps: Value
+    codes: bool
 
 
 def add_blocks(
@@ -103,7 +110,8 @@ def add_blocks(
                 _prefetch(e, block + ahead, header)
         apart = []
         if opened is not None:
-            apart = [OpenedBlock(e, layout, place + i * opened_bytes(layout, e.target)) for place in opened.places]
+            apart_bytes = opened_bytes(layout, e.target, opened.codes)
+            apart = [OpenedBlock(e, layout, place + i * apart_bytes, opened.codes) for place in opened.places]
             supers = [block.scales for block in apart]
         else:
             for here, block in zip(supers, blocks, strict=bool(supers)):
@@ -117,7 +125,7 @@ def add_blocks(
             if following is not None:
                 following.ask(e)
             order = layout.order(e.target.together)
-            if apart and e.target.opens_codes(layout):  # opaque: else LLVM has a pointer for each of the eight vectors
+            if opened is not None and opened.codes:  # opaque: else LLVM has a pointer for each of the eight vectors
                 codes = [e.var(e.opaque(block.codes(part))) for block in apart]
                 weights = [opened_codes(e, address, order, again) for address in codes]
             else:
@@ -127,7 +135,8 @@ def add_blocks(
                 for address in codes:
                     _prefetch(e, address.value + ahead, size)
             scales = [partial(of_part, part) for of_part in scales_of]
-            _add_part(e, layout, weights, scales, at, codes, inner)
+            terms = [block.terms(part) for block in apart if block.folded]
+            _add_part(e, layout, weights, scales, at, codes, inner, terms)
             for place in at:
                 place.set(e.opaque(place.value + a.block_stride))
         if whole:
@@ -147,7 +156,7 @@ def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
 
 def _add_part(
     e: Emitter, layout: BlockLayout, weights: list[Iterator[Value]], scales_of: Sequence[Scales], at: list[Variable],
-    codes: list[Variable], sums: Sequence[Sequence[Local]],
+    codes: list[Variable], sums: Sequence[Sequence[Local]], terms: list[list[Value]],
 ) -> None:  # fmt: skip
     """Add the products of 32 columns.
 
@@ -182,8 +191,10 @@ def _add_part(
 
     for g in range(groups):
         none = e.const(vec(I32, n), ANCHOR_BITS if anchored else 0)
-        starts = [_corrected(e, at[1].value, r, g, I32) if has_start else none for r in rows]
-        dots = e.target.dots(e, starts, steps(g), layout.bound(), halves)
+        start = g if not terms else g + groups * (has_start + layout.minimum)
+        starts = [_corrected(e, at[1].value, r, start, I32) if has_start or terms else none for r in rows]
+        folded = Folded(e.target.folds(layout), [of_panel[g] for of_panel in terms]) if terms else None
+        dots = e.target.dots(e, starts, steps(g), layout.bound(), halves, folded)
         if e.target.registers < 32:
             e.settle(dots)
         factors, offsets = [], []

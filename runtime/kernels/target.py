@@ -25,6 +25,19 @@ Columns = Callable[[int, int], Value]
 # The products of 32 columns, four at a time: the weights of each panel, and the activations from these columns on.
 Steps = Iterable[tuple[list[Value], Columns]]
 
+
+@dataclass(frozen=True)
+class Folded:
+    """Two products for one: x*v + y*w = (x + w)*(y + v) - x*y - v*w (Winograd, 1968).
+
+    pairs: of the first steps, whose weights lie `FOLDED_OFFSETS` from the codes; terms: of each panel, <lanes x i32>
+    that make up for what weights bring in too much.  Starts do so for what activations bring in.
+    """
+
+    pairs: int
+    terms: list[Value]
+
+
 Shapes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -55,7 +68,13 @@ class Target:
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
 
     def dots(
-        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
+        self,
+        e: Emitter,
+        starts: list[Value],
+        steps: Steps,
+        bound: int,
+        halves: bool = False,
+        folded: Folded | None = None,
     ) -> list[list[Value]]:
         """sums[p][r][lane] = starts[r][lane] + sum over steps and c<4 of weights[p][4*lane+c] * x[r][4*lane+c].
 
@@ -93,6 +112,10 @@ class Target:
     def loads_again(self, layout: BlockLayout, alone: bool) -> int:
         """After how many vectors of a part's eight to load again what they share; alone: for a single row."""
         return 1 if self.registers < 32 and not alone else 8 // layout.groups
+
+    def folds(self, layout: BlockLayout) -> int:
+        """How many pairs of a group's vectors full tiles fold (`Folded`)."""
+        return 0
 
     def add_scaled(self, e: Emitter, total: Value, x: Value, scale: Value) -> Value:
         """total + x * scale of <lanes x i32>, for targets with `word_scales`.
@@ -170,7 +193,13 @@ class WideningTarget(Target):
     """No instruction for dot products: those of 16 bits are summed there while they fit, then in pairs in 32 bits."""
 
     def dots(
-        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
+        self,
+        e: Emitter,
+        starts: list[Value],
+        steps: Steps,
+        bound: int,
+        halves: bool = False,
+        folded: Folded | None = None,
     ) -> list[list[Value]]:
         signed, rest = bound == 128, iter(steps)  # 16 bits hold two products of bytes, and of others all that there are
         halves_of_lanes = [list(range(8)), list(range(8, 16))]
