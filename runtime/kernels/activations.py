@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from .emit import Emitter
 from .layouts import ACTIVATION_MAX, ANCHOR_BITS, BLOCK, FOLDED_OFFSETS, Correction
 from .records import Fields
-from .values import F16, F32, I8, I32, Value, vec
+from .values import F16, F32, I8, I16, I32, Value, vec
 
 # float32 rows `out` of out_stride bytes; tiles `codes` of tile_stride bytes, with records of block_stride bytes.
 ROW_BYTES = BLOCK + 4  # of a row in a record: codes and scale
@@ -126,6 +126,12 @@ def _put_codes(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, code
             values += [_folded(e, codes, g, correction) for g in range(correction.groups)]
         for i, value in enumerate(values):
             e.store(value, place + 4 * tile * i)
+        if correction.words:
+            words = place + 4 * tile * len(values)
+            if correction.groups == 1:  # of an odd part in the record before
+                words = words - block % 2 * (a.block_stride - 2)
+            for i, total in enumerate(totals):
+                e.store(total.to(I16), words + 2 * i)
 
 
 def _halves(e: Emitter, codes: Value, group: int, correction: Correction) -> Value:

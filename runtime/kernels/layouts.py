@@ -38,6 +38,8 @@ class Correction:
     factor    the int32 factor * sum(codes), where integer dots start, so that the code `-factor` counts as zero
     halves    of a factor: not an int32 but two int16, of the columns that are first and last two of four
     sums      the float32 sum(codes), which the group's minimum multiplies, and in blocks of 32 times the scale
+    words     of each two groups the sums as int16, which their minimums multiply as whole numbers: of one part, or in
+              the record of an even part its own and the next one's
     anchored  ANCHOR's bits are added to the int32
     folded    pairs of a part's vectors of four columns whose products are folded (`Folds` in target.py); for these
               another int32 for each group, where dots start that fold them
@@ -47,6 +49,7 @@ class Correction:
     groups: int = 1
     halves: bool = False
     sums: bool = False
+    words: bool = False
     anchored: bool = False
     folded: tuple[tuple[int, int], ...] = ()
 
@@ -57,14 +60,13 @@ class Correction:
 
     @property
     def values(self) -> int:
-        """Of 4 bytes, for each row: first the factor's for each group, then the sums, then those of `folded`."""
-        return self.groups * (bool(self.factor) + self.sums + bool(self.folded))
+        """Of 4 bytes, for each row: the factor's for each group, then sums, then those of `folded`, then the words."""
+        return self.groups * (bool(self.factor) + self.sums + bool(self.folded)) + self.words
 
     def __repr__(self) -> str:  # part of a kernel's name
         folded = f"fold{len(self.folded)}" if self.folded else ""
-        return (
-            f"{self.factor or ''}{'h' * self.halves}{'sum' * self.sums}{'anchor' * self.anchored}x{self.groups}{folded}"
-        )
+        flags = "h" * self.halves + "sum" * self.sums + "words" * self.words + "anchor" * self.anchored
+        return f"{self.factor or ''}{flags}x{self.groups}{folded}"
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,14 @@ class BlockLayout:
 
     def centre(self, target: Target) -> int:
         """What products take from the codes of a type with minimums, so that sums in 16 bits hold those of a group."""
+        return 0 if self.wide_sums(target) else self._centre(target)
+
+    def wide_sums(self, target: Target) -> bool:
+        """Whether a group's sum does not fit the 16 bits that a scale meets elsewhere (`Target.multiplies_words`)."""
+        return self._meets_words(target) and target.multiplies_words and self._centre(target) != 0
+
+    def _centre(self, target: Target) -> int:
+        """As `centre`, were all sums of 16 bits."""
         if not self.minimum or not (target.word_sums or self._meets_words(target)):
             return 0
         columns, half = BLOCK // self.groups // (2 if target.word_sums else 1), (self.bound() + 1) // 2
@@ -175,10 +185,14 @@ class BlockLayout:
         return half if half_fits and not fits else 0
 
     def whole_scales(self, target: Target) -> bool:
-        """Whether products stay whole numbers for a super-block: a group's sum fits the 16 bits that a scale meets."""
-        zero = self.zero or self.centre(target)
+        """Whether products stay whole numbers for a super-block: with any centre a group's sum fits 16 bits."""
+        zero = self.zero or self._centre(target)
         largest = max(zero, self.bound() - zero) * ACTIVATION_MAX * BLOCK // self.groups
         return self._meets_words(target) and not self.signed and largest < 1 << 15
+
+    def whole_minimums(self, target: Target) -> bool:
+        """Whether its minimums are whole numbers, too.  Beside a centre it would be as much work as in float32."""
+        return self.minimum and self.whole_scales(target) and not self.centre(target)
 
     def _meets_words(self, target: Target) -> bool:
         """Whether the target has scales of 16 bits for this: minimums wait for a loop of their own, in registers."""
@@ -195,7 +209,9 @@ class BlockLayout:
         folded = self.folded(target)
         if not (zero or self.minimum or folded):
             return None
-        return Correction(-zero, self.groups, halves, self.minimum, anchored and bool(zero), folded)
+        words = self.whole_minimums(target)
+        sums = self.minimum and not words
+        return Correction(-zero, self.groups, halves, sums, words, anchored and bool(zero), folded)
 
     def folded(self, target: Target) -> tuple[tuple[int, int], ...]:
         """The pairs of a part's eight vectors whose products are folded: the first ones of each group."""

@@ -14,7 +14,7 @@ from functools import partial
 from .emit import Emitter
 from .layouts import BLOCK, FOLDED_OFFSETS, BlockLayout
 from .panels import unpack
-from .scales import SuperScales
+from .scales import scale_table, table_bytes
 from .target import Steps, Target
 from .values import I8, I32, Value, Variable, vec
 
@@ -28,8 +28,8 @@ def opens_panels(layout: BlockLayout, target: Target) -> bool:
 
 def opened_bytes(layout: BlockLayout, target: Target, codes: bool) -> int:
     """Bytes of a block of one panel, taken apart; codes: with its codes."""
-    of_part = BLOCK * target.lanes + _term_bytes(layout, target) if codes else 0
-    return _scale_bytes(layout, target) + layout.parts * of_part
+    term = 4 * target.lanes if target.folds(layout) else 0
+    return table_bytes(layout, target) + (layout.parts * BLOCK * target.lanes + term if codes else 0)
 
 
 def opened_steps(layout: BlockLayout, target: Target, steps: int) -> int:
@@ -55,30 +55,17 @@ def workspace(layout: BlockLayout, target: Target, steps: int) -> tuple[int, int
     return at_once, -(-(target.shape(layout)[0] * of_panel + 4 * target.lanes) // 64) * 64
 
 
-def _same(x: Value, row: int, count: int) -> Value:
-    return x
-
-
-def _scale_bytes(layout: BlockLayout, target: Target) -> int:
-    return SuperScales.nbytes(layout, target, layout.whole_scales(target))
-
-
-def _term_bytes(layout: BlockLayout, target: Target) -> int:
-    """Of a part."""
-    return 4 * target.lanes * layout.groups if target.folds(layout) else 0
-
-
 class OpenedBlock:
-    """A block of a panel, taken apart: its scales, then any codes, then any terms of folded ones, from `address` on.
+    """A block of a panel, taken apart: its scales, then any codes, then the term of folded ones, from `address` on.
 
     codes: whether it has its codes, folded or not.
     """
 
     def __init__(self, e: Emitter, layout: BlockLayout, address: Value, codes: bool):
-        self._e, self._layout, self._address, self._codes = e, layout, address, codes
+        self._e, self._layout, self._codes = e, layout, codes
+        self._codes_at = address + table_bytes(layout, e.target)
         self.folded = codes and e.target.folds(layout) > 0
-        target = e.target
-        self.scales = SuperScales(e, layout, address, layout.centre(target), layout.whole_scales(target))
+        self.scales = scale_table(e, layout, address)
 
     def fill(self, block: Value) -> None:
         """Take apart the block at this address of a panel."""
@@ -86,40 +73,47 @@ class OpenedBlock:
         self.scales.fill(block)
         if not self._codes:
             return
+        term = e.var(e.zero(vec(I32, n)))
         with e.loop(0, layout.parts) as part:
             codes = e.var(block + layout.header_bytes(n) + part * layout.part_bytes(n))
             order = layout.order(1)
             vectors = dict(zip(order, unpack(e, layout, codes, order), strict=True))
-            for pair in layout.folded(e.target):
-                for i, offset in zip(pair, FOLDED_OFFSETS, strict=True):
-                    vectors[i] = vectors[i] + offset
+            if self.folded:
+                for pair in layout.folded(e.target):
+                    for i, offset in zip(pair, FOLDED_OFFSETS, strict=True):
+                        vectors[i] = vectors[i] + offset
+                term.set(term.value - self._products(vectors, part))
             for i, vector in vectors.items():
                 e.store(vector, self.codes(part) + 4 * n * i)
-            if self.folded:
-                self._fill_terms(part, vectors)
+        if self.folded:
+            e.store(term.value, self._term_at)
 
-    def _fill_terms(self, part: Value, vectors: dict[int, Value]) -> None:
-        e, groups, bound = self._e, self._layout.groups, self._layout.bound()
-        zero = e.zero(vec(I32, e.target.lanes))
-        for g in range(groups):
-            pairs = [pair for pair in self._layout.folded(e.target) if pair[0] * groups // 8 == g]
-            steps: Steps = [([vectors[unsigned]], partial(_same, vectors[signed])) for signed, unsigned in pairs]
-            [[products]] = e.target.dots(e, [zero], steps, bound)
-            e.store(zero - products, self._terms(part) + 4 * e.target.lanes * g)
+    def _products(self, vectors: dict[int, Value], part: Value) -> Value:
+        """Of both weights of all pairs of a part, times its scale if the block has others: <n x i32>."""
+        e = self._e
+        steps: Steps = [
+            ([vectors[unsigned]], partial(_same, vectors[signed])) for signed, unsigned in self._layout.folded(e.target)
+        ]
+        [[products]] = e.target.dots(e, [e.zero(vec(I32, e.target.lanes))], steps, self._layout.bound())
+        return products * self.scales(part)[0][0] if self._layout.parts > 1 else products
 
-    def _terms(self, part: Value) -> Value:
-        codes = BLOCK * self._e.target.lanes * self._layout.parts
-        terms = part * _term_bytes(self._layout, self._e.target)
-        return self._address + _scale_bytes(self._layout, self._e.target) + codes + terms
+    @property
+    def _term_at(self) -> Value:
+        return self._codes_at + BLOCK * self._e.target.lanes * self._layout.parts
 
-    def terms(self, part: Value) -> list[Value]:
-        """What folded products with each group's codes make up for: <n x i32>."""
-        e, n = self._e, self._e.target.lanes
-        return [e.load(self._terms(part) + 4 * n * g, vec(I32, n)) for g in range(self._layout.groups)]
+    @property
+    def term(self) -> Value:
+        """What sums of folded products start from, those of a super-block after their scales: <n x i32>."""
+        return self._e.load(self._term_at, vec(I32, self._e.target.lanes))
 
     def codes(self, part: Value) -> Value:
         """The address of the codes of 32 columns: eight vectors <4n x i8>."""
-        return self._address + _scale_bytes(self._layout, self._e.target) + part * (BLOCK * self._e.target.lanes)
+        return self._codes_at + part * (BLOCK * self._e.target.lanes)
+
+
+def _same(x: Value, row: int, count: int) -> Value:
+    """What `Target.dots` multiplies with, whatever the row."""
+    return x
 
 
 def opened_codes(e: Emitter, codes: Variable, order: list[int], again: int) -> Iterator[Value]:

@@ -20,7 +20,7 @@ from .layouts import ANCHOR, ANCHOR_BITS, BLOCK, BlockLayout
 from .opened import OpenedBlock, opened_bytes, opened_codes
 from .panels import unpack
 from .records import Fields
-from .scales import ScalesOf, SuperScales, open_block
+from .scales import ScalesOf, SuperScales, WholeScales, open_block, scale_table, table_bytes
 from .target import Folded, Steps
 from .values import F32, I32, Local, Value, Variable, vec
 
@@ -97,8 +97,7 @@ def add_blocks(
     at = [e.var(e.opaque(place)) for place in (record + first * ROW_BYTES, record + first * 4 + a.correction)]
     centre, supers = layout.centre(e.target), []
     if opened is None and layout.parts > 1:
-        tables = [e.scratch(SuperScales.nbytes(layout, e.target, whole)) for _ in panels]
-        supers = [SuperScales(e, layout, table, centre, whole) for table in tables]
+        supers = [scale_table(e, layout, e.scratch(table_bytes(layout, e.target))) for _ in panels]
     with e.loop(0, steps) as i:
         blocks = [panel + i * step_bytes for panel in panels]
         ahead = e.i64(PREFETCH_BYTES // len(panels))
@@ -120,7 +119,8 @@ def add_blocks(
         inner = sums  # of a super-block before the activations' scale, which all its parts share
         if layout.parts > 1:
             zero = e.zero(vec(I32 if whole else F32, n))
-            inner = [of_panel[0].more([zero] * len(of_panel)) for of_panel in sums]
+            starts = [block.term for block in apart if block.folded] or [zero] * len(panels)
+            inner = [of_panel[0].more([start] * len(of_panel)) for of_panel, start in zip(sums, starts, strict=True)]
         with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
             if following is not None:
                 following.ask(e)
@@ -135,8 +135,10 @@ def add_blocks(
                 for address in codes:
                     _prefetch(e, address.value + ahead, size)
             scales = [partial(of_part, part) for of_part in scales_of]
-            terms = [block.terms(part) for block in apart if block.folded]
-            _add_part(e, layout, weights, scales, at, codes, inner, terms)
+            folded = None
+            if apart and apart[0].folded:
+                folded = Folded(e.target.folds(layout), [block.term for block in apart] if inner is sums else None)
+            _add_part(e, layout, weights, scales, at, codes, inner, folded)
             for place in at:
                 place.set(e.opaque(place.value + a.block_stride))
         if whole:
@@ -156,7 +158,7 @@ def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
 
 def _add_part(
     e: Emitter, layout: BlockLayout, weights: list[Iterator[Value]], scales_of: Sequence[Scales], at: list[Variable],
-    codes: list[Variable], sums: Sequence[Sequence[Local]], terms: list[list[Value]],
+    codes: list[Variable], sums: Sequence[Sequence[Local]], folded: Folded | None,
 ) -> None:  # fmt: skip
     """Add the products of 32 columns.
 
@@ -180,6 +182,8 @@ def _add_part(
 
     def adder(r: int) -> Callable[[Value, Value, Value], Value]:
         """What adds to a row's total: dots times the panel's factor."""
+        if layout.wide_sums(e.target):
+            return lambda total, dots, factor: total + dots * factor
         if layout.whole_scales(e.target):
             return lambda total, dots, factor: e.target.add_scaled(e, total, dots, factor)
         if layout.parts > 1:
@@ -191,16 +195,15 @@ def _add_part(
 
     for g in range(groups):
         none = e.const(vec(I32, n), ANCHOR_BITS if anchored else 0)
-        start = g if not terms else g + groups * (has_start + layout.minimum)
-        starts = [_corrected(e, at[1].value, r, start, I32) if has_start or terms else none for r in rows]
-        folded = Folded(e.target.folds(layout), [of_panel[g] for of_panel in terms]) if terms else None
+        start = g + (groups * (has_start + correction.sums) if folded and correction is not None else 0)
+        starts = [_corrected(e, at[1].value, r, start, I32) if has_start or folded else none for r in rows]
         dots = e.target.dots(e, starts, steps(g), layout.bound(), halves, folded)
         if e.target.registers < 32:
             e.settle(dots)
         factors, offsets = [], []
         for scales, minimums in (now() for now in scales_of):
             factors.append(scales[g])
-            if minimums and not layout.whole_scales(e.target):  # those of whole scales wait for `_as_floats`
+            if minimums:
                 offsets.append(minimums[g])
         for r in rows:
             added = adder(r)
@@ -225,27 +228,52 @@ def _corrected(e: Emitter, first: Value, row: int, index: int, ty: Any) -> Value
 
 
 def _as_floats(
-    e: Emitter, layout: BlockLayout, a: Fields, blocks: list[SuperScales], correction: Value,
+    e: Emitter, layout: BlockLayout, a: Fields, blocks: Sequence[SuperScales], correction: Value,
     sums: Sequence[Sequence[Local]],
 ) -> list[list[Variable]]:  # fmt: skip
-    """Sums of whole numbers of a super-block times the blocks' factors, plus offsets times the activations' sums.
+    """Sums of whole numbers of a super-block times the blocks' factors, plus minimums times the activations' sums.
 
     correction: the address of the first row's in the super-block's first record.
     """
+    whole = [block for block in blocks if isinstance(block, WholeScales)]
+    minimums = []
+    if layout.whole_minimums(e.target):
+        minimums = _whole_minimums(e, layout, a, whole, correction, len(sums[0]))
     floats = [
         [e.var(total.value.to(F32) * block.factor) for total in of_panel]
-        for block, of_panel in zip(blocks, sums, strict=True)
+        for block, of_panel in zip(whole, sums, strict=True)
     ]
-    if not layout.minimum:
+    for block, of_panel, of_minimums in zip(whole, floats, minimums, strict=bool(minimums)):
+        for total, below in zip(of_panel, of_minimums, strict=True):
+            total.set(e.fma(below.value.to(F32), block.minimum_factor, total.value))
+    if minimums or not layout.minimum:
         return floats
     first, sums_from = e.var(e.opaque(correction)), layout.groups * (layout.centre(e.target) != 0)
     with e.loop(0, layout.parts) as part:
-        for block, of_panel in zip(blocks, floats, strict=True):
+        for block, of_panel in zip(whole, floats, strict=True):
             for g, offset in enumerate(block.minimums(part)):
                 for r, total in enumerate(of_panel):
                     total.set(e.fma(offset, _corrected(e, first.value, r, sums_from + g, F32), total.value))
         first.set(e.opaque(first.value + a.block_stride))
     return floats
+
+
+def _whole_minimums(
+    e: Emitter, layout: BlockLayout, a: Fields, blocks: list[WholeScales], correction: Value, rows: int
+) -> list[list[Variable]]:
+    """A super-block's minimums times the activations' sums, <n x i32>; correction: as `_as_floats` has it."""
+    described, pairs = layout.correction(e.target), layout.parts * layout.groups // 2
+    assert described is not None
+    zero = e.zero(vec(I32, e.target.lanes))
+    minimums = [[e.var(zero) for _ in range(rows)] for _ in blocks]
+    first = e.var(e.opaque(correction + 4 * e.target.tile * (described.values - 1)))
+    with e.loop(0, pairs) as pair:
+        for block, of_panel in zip(blocks, minimums, strict=True):
+            words = block.words(pair)
+            for r, total in enumerate(of_panel):
+                total.set(e.target.add_words(e, total.value, words, _corrected(e, first.value, r, 0, I32)))
+        first.set(e.opaque(first.value + a.block_stride * (layout.parts // pairs)))
+    return minimums
 
 
 def _settle_locals(e: Emitter, sums: Sequence[Sequence[Local]], addresses: list[Variable]) -> None:

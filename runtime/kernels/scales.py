@@ -2,7 +2,8 @@
 vectors of the panel's rows.
 
 Types with blocks of 32 columns have one of each, which is computed when it is asked for.  Those of a super-block are
-computed all at once and wait in memory (`SuperScales`), so that the loop over its parts stays small.
+computed all at once and wait in memory (`SuperScales`), so that the loop over its parts stays small: as float32, or as
+the whole numbers that they are (`WholeScales`), with which products stay whole numbers for all of the super-block.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def open_block(e: Emitter, layout: BlockLayout, block: Value, centre: int = 0) -
     centre: what products take from the codes; minimums give it back.
     """
     if layout.parts > 1:
-        here = SuperScales(e, layout, e.scratch(SuperScales.nbytes(layout, e.target, whole=False)), centre)
+        here = SuperScales(e, layout, e.scratch(SuperScales.nbytes(layout, e.target)), centre)
         here.fill(block)
         return here
 
@@ -35,49 +36,106 @@ def open_block(e: Emitter, layout: BlockLayout, block: Value, centre: int = 0) -
 
 
 class SuperScales:
-    """Scales and minimums of a super-block of a panel, in memory from `table` on.
+    """Scales and minimums of a super-block of a panel as float32, in memory from `table` on.
 
-    whole: scales are int16 in <n x i32>, to be multiplied by `factor`; centre: as in `open_block`.
+    centre: as in `open_block`.
     """
 
-    def __init__(self, e: Emitter, layout: BlockLayout, table: Value, centre: int = 0, whole: bool = False):
-        self._e, self._layout, self._table, self._centre, self._whole = e, layout, table, centre, whole
+    def __init__(self, e: Emitter, layout: BlockLayout, table: Value, centre: int = 0):
+        self._e, self._layout, self._table, self._centre = e, layout, table, centre
 
     @staticmethod
-    def nbytes(layout: BlockLayout, target: Target, whole: bool) -> int:
-        return 4 * target.lanes * (layout.parts * layout.groups * (1 + layout.minimum) + whole)
+    def nbytes(layout: BlockLayout, target: Target) -> int:
+        return 4 * target.lanes * layout.parts * layout.groups * (1 + layout.minimum)
 
     def fill(self, block: Value) -> None:
         """Compute all from the header of the block at this address."""
-        e, size = self._e, 4 * self._e.target.lanes
-        header = _header(e, self._layout, block)
-        scales, minimums = self._layout.scales(e, header)
-        vectors = _with_centre(e, scales, minimums, self._centre)
-        if self._whole:
-            (factor, numbers), *_ = self._layout.integers(e, header)
-            vectors = [*(number & 0xFFFF for number in numbers), *vectors, factor]
-        else:
-            vectors = scales + vectors
-        for i, vector in enumerate(vectors):
-            e.store(vector, self._table + size * i)
+        scales, minimums = self._layout.scales(self._e, _header(self._e, self._layout, block))
+        self._store([*scales, *_with_centre(self._e, scales, minimums, self._centre)])
 
     def __call__(self, part: Value) -> tuple[list[Value], list[Value]]:
         """Scales and minimums of a part's groups."""
-        return self._vectors(part, 0, I32 if self._whole else F32), self.minimums(part)
+        groups = self._layout.groups
+        minimums = self._vectors(part * groups + self._layout.parts * groups, groups, F32)
+        return self._vectors(part * groups, groups, F32), minimums if self._layout.minimum else []
 
-    def minimums(self, part: Value) -> list[Value]:
-        return self._vectors(part, 1, F32) if self._layout.minimum else []
+    def _store(self, vectors: list[Value]) -> None:
+        for i, vector in enumerate(vectors):
+            self._e.store(vector, self._table + 4 * self._e.target.lanes * i)
+
+    def _vectors(self, first: Value, count: int, element: object) -> list[Value]:
+        e, n = self._e, self._e.target.lanes
+        at = self._table + first * (4 * n)
+        return [e.load(at + 4 * n * i, vec(element, n)) for i in range(count)]
+
+
+class WholeScales(SuperScales):
+    """The same as int32 of each group; minimums, too, as int16 of two groups each, or as float32.
+
+    factor, minimum_factor: of all scales and of whole minimums, <n x f32>.
+    """
+
+    @staticmethod
+    def nbytes(layout: BlockLayout, target: Target) -> int:
+        minimums = 1 + layout.parts * layout.groups // 2
+        if not layout.whole_minimums(target):
+            minimums = layout.parts * layout.groups * layout.minimum
+        return 4 * target.lanes * (1 + layout.parts * layout.groups + minimums)
+
+    def fill(self, block: Value) -> None:
+        e, layout = self._e, self._layout
+        header = _header(e, layout, block)
+        (factor, scales), *rest = layout.integers(e, header)
+        scales = [number.to(I32) for number in scales]
+        vectors = [factor, *(scales if layout.wide_sums(e.target) else [number & 0xFFFF for number in scales])]
+        if layout.whole_minimums(e.target):
+            [(minimum_factor, minimums)] = rest
+            vectors += [minimum_factor, *_words(minimums)]
+        elif layout.minimum:
+            vectors += _with_centre(e, *layout.scales(e, header), self._centre)
+        self._store(vectors)
+
+    def __call__(self, part: Value) -> tuple[list[Value], list[Value]]:
+        """Scales of a part's groups; their minimums wait for the end of the super-block."""
+        groups = self._layout.groups
+        return self._vectors(part * groups + 1, groups, I32), []
 
     @property
     def factor(self) -> Value:
-        """<n x f32>"""
-        e, count = self._e, self._layout.parts * self._layout.groups * (1 + self._layout.minimum)
-        return e.load(self._table + 4 * e.target.lanes * count, vec(F32, e.target.lanes))
+        return self._vectors(self._e.i64(0), 1, F32)[0]
 
-    def _vectors(self, part: Value, kind: int, element: object) -> list[Value]:
-        e, groups, n = self._e, self._layout.groups, self._e.target.lanes
-        at = self._table + part * (4 * n * groups) + 4 * n * groups * self._layout.parts * kind
-        return [e.load(at + 4 * n * g, vec(element, n)) for g in range(groups)]
+    @property
+    def _minimums_from(self) -> int:
+        return 1 + self._layout.parts * self._layout.groups
+
+    @property
+    def minimum_factor(self) -> Value:
+        return self._vectors(self._e.i64(self._minimums_from), 1, F32)[0]
+
+    def words(self, pair: Value) -> Value:
+        """Minimums of two groups."""
+        return self._vectors(pair + (self._minimums_from + 1), 1, I32)[0]
+
+    def minimums(self, part: Value) -> list[Value]:
+        """Those of a part's groups, as float32."""
+        groups = self._layout.groups
+        return self._vectors(part * groups + self._minimums_from, groups, F32)
+
+
+def _words(numbers: list[Value]) -> list[Value]:
+    """int16 of two neighbours side by side."""
+    return [(low & 0xFFFF) | (high << 16) for low, high in zip(numbers[::2], numbers[1::2], strict=True)]
+
+
+def table_bytes(layout: BlockLayout, target: Target) -> int:
+    """Bytes of the scales of a panel's super-block, as products read them."""
+    return (WholeScales if layout.whole_scales(target) else SuperScales).nbytes(layout, target)
+
+
+def scale_table(e: Emitter, layout: BlockLayout, table: Value) -> SuperScales:
+    """Those scales, in memory from `table` on."""
+    kind = WholeScales if layout.whole_scales(e.target) else SuperScales
+    return kind(e, layout, table, layout.centre(e.target))
 
 
 def _header(e: Emitter, layout: BlockLayout, block: Value) -> list[Value]:

@@ -31,11 +31,11 @@ class Folded:
     """Two products for one: x*v + y*w = (x + w)*(y + v) - x*y - v*w (Winograd, 1968).
 
     pairs: of the first steps, whose weights lie `FOLDED_OFFSETS` from the codes; terms: of each panel, <lanes x i32>
-    that make up for what weights bring in too much.  Starts do so for what activations bring in.
+    that make up for what weights bring in too much (None: that is done later).  Starts do so for activations.
     """
 
     pairs: int
-    terms: list[Value]
+    terms: list[Value] | None
 
 
 Shapes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -117,10 +117,22 @@ class Target:
         """How many pairs of a group's vectors full tiles fold (`Folded`)."""
         return 0
 
+    @property
+    def multiplies_words(self) -> bool:
+        """Whether a product of 32 bits by 32 is one instruction that costs as little as one of 16."""
+        return False
+
     def add_scaled(self, e: Emitter, total: Value, x: Value, scale: Value) -> Value:
         """total + x * scale of <lanes x i32>, for targets with `word_scales`.
 
         x: -32768..32767; scale: an int16 in the low half, of which the high half is 0.
+        """
+        raise NotImplementedError
+
+    def add_words(self, e: Emitter, total: Value, x: Value, y: Value) -> Value:
+        """total + the sum of both products of each lane's two int16, for targets with `word_scales`.
+
+        All are <lanes x i32>.
         """
         raise NotImplementedError
 

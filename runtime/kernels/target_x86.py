@@ -52,9 +52,10 @@ class _Vnni(_X86):
         sums: list[list[Value]] = []
         steps = iter(steps)
         if folded is not None:
-            sums = [[term + start for start in starts] for term in folded.terms]
             for _ in range(folded.pairs):
                 (signed, columns), (unsigned, others) = next(steps), next(steps)
+                terms = folded.terms or [e.zero(vec(I32, self.lanes))] * len(signed)
+                sums = sums or [[term + start for start in starts] for term in terms]
                 for r in range(len(starts)):
                     x, y = columns(r, 4), others(r, 4)
                     for v, w, of_panel in zip(signed, unsigned, sums, strict=True):
@@ -71,9 +72,11 @@ class _Vnni(_X86):
         return sums
 
     def add_scaled(self, e: Emitter, total: Value, x: Value, scale: Value) -> Value:
-        """vpdpwssd: of a lane's two products of 16 bits, that of the high halves is 0."""
+        return self.add_words(e, total, x, scale)
+
+    def add_words(self, e: Emitter, total: Value, x: Value, y: Value) -> Value:
         words = vec(I16, 2 * self.lanes)
-        return e.call(self._intrinsic("vpdpwssd"), total.type, [total, x.view(words), scale.view(words)])
+        return e.call(self._intrinsic("vpdpwssd"), total.type, [total, x.view(words), y.view(words)])
 
     def _intrinsic(self, instruction: str) -> str:
         return f"llvm.x86.avx512.{instruction}.{32 * self.lanes}"
@@ -95,6 +98,11 @@ class Avx512Vnni(_Vnni):
         """
         has_room = layout.parts > 1 or not layout.minimum
         return self.shapes[0] if self.is_amd and has_room else super().shape(layout)
+
+    @property
+    def multiplies_words(self) -> bool:
+        """AMD's cores do (Intel's in two, which wait long).  What adds the products has units of its own there."""
+        return self.is_amd
 
     def folds(self, layout: BlockLayout) -> int:
         """Three of four pairs of nibbles: AMD's cores add in units of their own, beside the two that multiply.
