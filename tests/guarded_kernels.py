@@ -59,7 +59,7 @@ def product(bench: Bench, heap: GuardedHeap, name: str, activations: str) -> Non
     for rows, columns in shapes:
         raw = random_blocks(name, rows, columns, rng)
         w = meaning(name, raw)
-        for n in (1, 3, 13):
+        for n in (1, 3, 13, 62):
             made = Product(bench, name, raw, columns, n, activations, heap)
             x = frozen(heap, rng.standard_normal((n, columns)).astype(np.float32))
             want = made.quantize(x) @ w.T

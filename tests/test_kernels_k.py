@@ -74,12 +74,13 @@ def test_matmul(bench: Bench, name: str) -> None:
 def test_matmul_adds(bench: Bench, name: str) -> None:
     rng = np.random.default_rng(12)
     raw = random_blocks(name, 33, 256, rng)
-    x = rng.standard_normal((3, 256)).astype(np.float32)
-    product = Product(bench, name, raw, 256, 3)
+    n = 6 * bench.tile - 5  # in one block: full tiles and others
+    x = rng.standard_normal((n, 256)).astype(np.float32)
+    product = Product(bench, name, raw, 256, n)
     want = product.quantize(x) @ meaning(name, raw).T
     bias = np.zeros(64, np.float32)
     bias[:33] = rng.standard_normal(33)
-    y = product.output(3)
+    y = product.output(n)
     compare(product(x, y, bias=bias), want + bias[:33], "with bias")
     compare(product(x, y, add=True, bias=bias), 2 * (want + bias[:33]), "added")
 

@@ -230,11 +230,11 @@ def _opened_tiles(
     n, target = e.target.lanes, e.target
     (panels, height), size, step_bytes = target.shape(layout), opened_bytes(layout, target, codes), layout.step_bytes(n)
     ty, zero = vec(F32, n), e.i64(0)
-    nowhere = opened + (a.opened_stride - 4 * n)
+    nowhere = opened + (a.opened_stride - panels * 4 * n)
     with e.loop(0, a.steps, at_once) as begin, e.loop(first, end, panels) as panel:
         steps, is_first = e.min(a.steps - begin, at_once), begin.equals(0)
-        starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
         biases = [w.bias + (before + panel + q) * w.bias_step for q in range(panels)]
+        starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
         apart: Opened | None = None
         if codes or layout.parts > 1:
             apart = Opened([opened + at_once * (q * size) for q in range(panels)], begin, steps, codes)
@@ -250,18 +250,18 @@ def _opened_tiles(
             most = step_bytes // layout.parts
             following = Following(at, e.i64(step_bytes) // (n_tiles * layout.parts) + 1, most, panels, w.panel_bytes)
         with e.loop(0, n_tiles) as t:
-            sums, outputs = [], []
             row = first_row + t * height
-            for q, bias in enumerate(biases):
-                y = w.y + row * w.y_stride + (panel + q) * (4 * n)
-                places = [e.select(row + m < end_row, y + w.y_stride * m, nowhere) for m in range(height)]
+            y = w.y + row * w.y_stride + panel * (4 * n)
+            rows = [e.select(row + m < end_row, y + w.y_stride * m, nowhere) for m in range(height)]
+            outputs = [[place + 4 * n * q for place in rows] for q in range(panels)]
+            sums = []
+            for bias, places in zip(biases, outputs, strict=True):
                 if add:
                     more = e.select(is_first, e.load(bias, ty), e.const(ty, -0.0))  # which changes no number
                     values = [e.load(place, ty) + more for place in places]
                 else:
                     values = [e.load(e.select(is_first, bias, place), ty) for place in places]
                 sums.append(_locals(e, layout, values, panels))
-                outputs.append(places)
             add_blocks(e, layout, a, starts, row, sums, following, apart)
             _store(e, sums, outputs)
 

@@ -51,8 +51,8 @@ def workspace(layout: BlockLayout, target: Target, steps: int) -> tuple[int, int
     of_panel = at_once * opened_bytes(layout, target, target.opens_codes(layout))
     if target.folds(layout):
         of_panel = max(of_panel, steps * opened_bytes(layout, target, codes=False))
-    # and a vector for what goes nowhere
-    return at_once, -(-(target.shape(layout)[0] * of_panel + 4 * target.lanes) // 64) * 64
+    # and a vector of each panel for what goes nowhere
+    return at_once, -(-(target.shape(layout)[0] * (of_panel + 4 * target.lanes)) // 64) * 64
 
 
 class OpenedBlock:
