@@ -24,8 +24,6 @@ from halfbyte.runtime.engine.batch import Part
 from halfbyte.runtime.engine.engine import Engine
 from halfbyte.runtime.engine.kv_pages import Sequence
 from halfbyte.runtime.kernels.jit import Library
-from halfbyte.runtime.kernels.panels import LAYOUTS
-from halfbyte.runtime.kernels.target import Target
 from halfbyte.runtime.options import RuntimeOptions
 
 TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
@@ -36,8 +34,6 @@ MATRICES = {
     "embed_tokens": "token_embd", "lm_head": "output", "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v",
     "o_proj": "attn_output", "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
 }  # fmt: skip
-
-SAME_INPUT = [("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")]
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "GQA": {},
@@ -109,35 +105,21 @@ class Models:
 
         return place if place.exists() else rewritten(self.file("f32", **fields), place, tensors=change)
 
-    def logits(
-        self, types: str | dict[str, str], ids: list[int], int8: Target | None = None, **fields: Any
-    ) -> np.ndarray:
+    def logits(self, types: str | dict[str, str], ids: list[int], int8: bool = False, **fields: Any) -> np.ndarray:
         """Return float64 [len(ids), vocab]: what the file of this type, or of these types, stands for.
 
-        int8: what enters a matrix of an integer type is rounded to 8 bits, as kernels for this target do it.
+        int8: what enters a matrix of an integer type is rounded to 8 bits, as the engine does it.
         """
         by_matrix = types if isinstance(types, dict) else dict.fromkeys(MATRICES, types)
         place = self._place(tiny.Tiny(**fields), _named(by_matrix) + "-rounded")
         if not place.exists():
             round_checkpoint(self.checkpoint(**fields), place, by_matrix)
-        return oracle.llama_logits(place, ids, integers(by_matrix, int8) if int8 else {})
+        return oracle.llama_logits(place, ids, integers(by_matrix) if int8 else {})
 
 
-def integers(types: dict[str, str], target: Target) -> dict[str, tuple[int, int]]:
-    """Return the matrices of an integer type: how many activations share a scale there, and their largest code.
-
-    Matrices with the same input read the same codes, the largest of which is what all of them bear.
-    """
-    most: dict[tuple[tuple[str, ...], int], int] = {}
-    found = {}
-    for matrix, type in types.items():
-        if type not in FLOATS:
-            layout, size = LAYOUTS[type], FORMATS[type].block_size
-            key = next((group for group in SAME_INPUT if matrix in group), (matrix,)), size
-            correction = layout.correction(target)
-            most[key] = min(most.get(key, 127), 127 if correction is None else correction.most)
-            found[matrix] = key
-    return {matrix: (key[1], most[key]) for matrix, key in found.items()}
+def integers(types: dict[str, str]) -> dict[str, int]:
+    """Return the matrices of an integer type, with the number of activations that share a scale there."""
+    return {matrix: FORMATS[type].block_size for matrix, type in types.items() if type not in FLOATS}
 
 
 def round_checkpoint(source: Path, target: Path, types: dict[str, str]) -> None:

@@ -135,21 +135,14 @@ class Codes:
 
     def sums(self, correction: Correction) -> np.ndarray:
         """float32 [rows, blocks, groups]"""
-        return self._after(correction, bool(correction.factor)).view(np.float32)[..., 0]
-
-    def folded(self, correction: Correction) -> np.ndarray:
-        """What folded products start from: int32 [rows, blocks, groups]"""
-        return self._after(correction, bool(correction.factor) + correction.sums).view(np.int32)[..., 0]
+        at = self.sink.correction_at(correction, self._tile)
+        at += 4 * self._tile * correction.groups if correction.factor else 0
+        return self._by_row(at, correction.groups, 4).view(np.float32)[..., 0]
 
     def words(self, correction: Correction) -> np.ndarray:
         """int16 [rows, blocks, 2], those of odd blocks without a meaning where a block has one group"""
-        kinds = bool(correction.factor) + correction.sums + bool(correction.folded)
-        return self._after(correction, kinds)[:, :, 0].view(np.int16)
-
-    def _after(self, correction: Correction, kinds: int) -> np.ndarray:
-        """The bytes of each group behind `kinds` others of the correction, as `_by_row` has them."""
-        at = self.sink.correction_at(correction, self._tile) + 4 * self._tile * correction.groups * kinds
-        return self._by_row(at, correction.groups, 4)
+        at = self.sink.correction_at(correction, self._tile) + 4 * self._tile * (correction.values - 1)
+        return self._by_row(at, 1, 4)[:, :, 0].view(np.int16)
 
     def values(self) -> np.ndarray:
         """float64 [rows, columns]: what codes and scales stand for."""

@@ -20,7 +20,6 @@ from halfbyte.verify.decoder import Decoder
 from halfbyte.verify.source import Source
 
 Array = NDArray[np.float64]
-Rounded = Mapping[str, tuple[int, int]]  # matrix -> how many activations share a scale there, their largest code
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -36,22 +35,19 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     return config, tensors
 
 
-def as_int8(x: Array, size: int, most: int = 127) -> Array:
-    """x [..., columns] as codes of 8 bits stand for it, `size` of which (32 or 256) share a scale: Q8_0 and Q8_K.
-
-    most: the largest code.
-    """
+def as_int8(x: Array, size: int) -> Array:
+    """x [..., columns] as codes of 8 bits stand for it, `size` of which (32 or 256) share a scale: Q8_0 and Q8_K."""
     blocks = x.reshape(*x.shape[:-1], -1, size)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
-    codes = np.rint(blocks * most / np.where(largest > 0, largest, 1))
-    return (codes * (largest / most).astype(np.float16 if size == 32 else np.float32)).reshape(x.shape)
+    codes = np.rint(blocks * 127 / np.where(largest > 0, largest, 1))
+    return (codes * (largest / 127).astype(np.float16 if size == 32 else np.float32)).reshape(x.shape)
 
 
-def llama_logits(folder: Path, ids: list[int], int8: Rounded = MappingProxyType({})) -> Array:
+def llama_logits(folder: Path, ids: list[int], int8: Mapping[str, int] = MappingProxyType({})) -> Array:
     """Return float64 [len(ids), vocab]: the logits of a LlamaForCausalLM or MistralForCausalLM checkpoint.
 
     int8: what enters a matrix of such a name ("q_proj", "lm_head") is rounded to 8 bits first, with a scale for so
-    many columns, where those divide it, and codes up to so large.
+    many columns, where those divide it.
     """
     with Checkpoint(folder) as checkpoint:
         return Decoder(_Rounding(checkpoint, int8), ids).logits()
@@ -60,11 +56,11 @@ def llama_logits(folder: Path, ids: list[int], int8: Rounded = MappingProxyType(
 class _Rounding(Source):
     """A checkpoint in float64, whose matrices of the names in `int8` meet rounded activations."""
 
-    def __init__(self, checkpoint: Checkpoint, int8: Rounded):
+    def __init__(self, checkpoint: Checkpoint, int8: Mapping[str, int]):
         super().__init__(checkpoint, np.float64)
         self._int8 = int8
 
     def product(self, x: Array, name: str) -> Array:
-        how = self._int8.get(name.split(".")[-1])
-        is_rounded = how is not None and x.shape[1] % how[0] == 0
-        return super().product(as_int8(x, *how) if is_rounded else x, name)
+        size = self._int8.get(name.split(".")[-1])
+        is_rounded = size is not None and x.shape[1] % size == 0
+        return super().product(as_int8(x, size) if is_rounded else x, name)

@@ -88,12 +88,10 @@ class Tile:
     loop: Loop
     dots: list[Instruction]
     parts: int  # turns of the loop in one of the loop around it, which opens a super-block (1: there is none)
-    folded: int = 0  # pairs of vectors of four columns, of which a product does two
 
     @property
     def multiply_adds(self) -> int:
-        of_vector = sum(_multiply_adds(i) for i in self.dots) // (BLOCK // 4 - self.folded) if self.folded else 0
-        return sum(_multiply_adds(i) for i in self.dots) + of_vector * self.folded
+        return sum(_multiply_adds(i) for i in self.dots)
 
     @property
     def cost(self) -> float:
@@ -130,22 +128,16 @@ def tiles(name: str, cpu: Cpu) -> list[Tile]:
     is_float = isinstance(layout, FloatLayout)
     parts = 1 if is_float else layout.parts
     pattern = _FLOAT if is_float else "|".join(DOTS[cpu.target])
-    folded = 0 if is_float else len(layout.folded(target))
-    # What takes codes apart to be folded has a product for each pair, too.
-    loops = [
-        loop
-        for loop in listing(matmul_kernel(name, False), cpu).loops
-        if loop.matching(pattern) and (is_float or len(loop.matching(pattern)) != folded)
-    ]
+    loops = [loop for loop in listing(matmul_kernel(name, False), cpu).loops if loop.matching(pattern)]
     panels, height = target.shapes[0] if is_float else target.shape(layout)
     streams = panels if isinstance(layout, FloatLayout) else target.streams(layout)
     most = panels * height - 1 if is_float else min(panels * height - 1, target.tile)
     shapes = [(streams, 1)] if streams > 1 else []
-    shapes += [(panels, height)] * (2 if folded else 1) + [*((1, rows) for rows in (8, 4, 2, 1) if rows <= most)]
+    shapes += [(panels, height), *((1, rows) for rows in (8, 4, 2, 1) if rows <= most)]
     assert len(loops) == len(shapes), f"{name} on {cpu.name}: {len(loops)} loops with products for tiles {shapes}"
     found = [
-        Tile(p, rows, loop, loop.matching(pattern), parts, folded if i and shapes[i - 1] == (p, rows) else 0)
-        for i, ((p, rows), loop) in enumerate(zip(shapes, sorted(loops, key=lambda loop: loop.order), strict=True))
+        Tile(p, rows, loop, loop.matching(pattern), parts)
+        for (p, rows), loop in zip(shapes, sorted(loops, key=lambda loop: loop.order), strict=True)
     ]
     for tile in found:
         expected = tile.panels * tile.rows * target.lanes * (1 if is_float else BLOCK)
@@ -156,8 +148,7 @@ def tiles(name: str, cpu: Cpu) -> list[Tile]:
 def prompt_and_single(name: str, cpu: Cpu) -> tuple[Tile, Tile]:
     """The largest tile, which reads prompts, and the widest of one row, which generates."""
     found = tiles(name, cpu)
-    tall = [tile for tile in found if tile.rows > 1]
-    return next((tile for tile in tall if tile.folded), tall[0]), next(tile for tile in found if tile.rows == 1)
+    return next(tile for tile in found if tile.rows > 1), next(tile for tile in found if tile.rows == 1)
 
 
 def document(text: str) -> str:

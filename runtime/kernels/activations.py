@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .emit import Emitter
-from .layouts import ACTIVATION_MAX, ANCHOR_BITS, BLOCK, FOLDED_OFFSETS, Correction
+from .layouts import ACTIVATION_MAX, ANCHOR_BITS, BLOCK, Correction
 from .records import Fields
 from .values import F16, F32, I8, I16, I32, Value, vec
 
@@ -44,11 +44,6 @@ class Sink:
     def params(self) -> tuple[bool, bool, tuple[Correction, ...], int]:
         return self.float32, self.codes, self.corrections, self.columns
 
-    @property
-    def most(self) -> int:
-        """The largest code: the smallest that a correction wants."""
-        return min((c.most for c in self.corrections), default=ACTIVATION_MAX)
-
     def correction_at(self, correction: Correction, tile: int) -> int:
         """Where the values of `correction` start in a record, in bytes."""
         before = self.corrections[: self.corrections.index(correction)]
@@ -59,13 +54,13 @@ class Sink:
         return tile * (ROW_BYTES + 4 * sum(c.values for c in self.corrections))
 
 
-def int8_block(e: Emitter, x: Value, most: int = ACTIVATION_MAX) -> tuple[Value, Value]:
-    """<32 x f32> -> (int32 codes -most..most, float32 scale that float16 holds)."""
+def int8_block(e: Emitter, x: Value) -> tuple[Value, Value]:
+    """<32 x f32> -> (int32 codes -127..127, float32 scale that float16 holds)."""
     largest = e.largest_magnitude(x)  # NaN or infinity: so is the scale, and all that comes of the block is NaN
     positive = largest > 0.0
-    inverse = e.select(positive, float(most) / e.select(positive, largest, 1.0), 0.0)
+    inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, largest, 1.0), 0.0)
     codes = e.round(x * inverse.splat(BLOCK)).to(I32)
-    return codes, (largest * (1.0 / most)).to(F16).to(F32)
+    return codes, (largest * (1.0 / ACTIVATION_MAX)).to(F16).to(F32)
 
 
 def put(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Callable[[Value], Value]) -> None:
@@ -74,7 +69,7 @@ def put(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Ca
         x = element(first)
         _put_float32(e, sink, a, row, first, x)
         if sink.codes:
-            codes, scale = int8_block(e, x, sink.most)
+            codes, scale = int8_block(e, x)
             _put_codes(e, sink, a, row, first, codes, scale)
         return
     held, largest = e.scratch(4 * sink.columns), e.var(e.const(I32, 0))
@@ -85,7 +80,7 @@ def put(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Ca
         largest.set(e.max(largest.value, e.largest_magnitude(x).view(I32)))  # NaN has the largest bits
     absmax = largest.value.view(F32)
     positive = absmax > 0.0
-    inverse = e.select(positive, float(sink.most) / e.select(positive, absmax, 1.0), 0.0)
+    inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, absmax, 1.0), 0.0)
     scale = e.select(inverse > 0.0, 1.0 / inverse, absmax * 0.0)  # 0, or NaN where infinity or NaN is in the block
     with e.loop(0, sink.columns // BLOCK) as i:
         codes = e.round(e.load(held + i * (4 * BLOCK), vec(F32, BLOCK)) * inverse.splat(BLOCK)).to(I32)
@@ -122,8 +117,6 @@ def _put_codes(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, code
             values = [total * correction.factor + correction.anchored * ANCHOR_BITS for total in totals]
         if correction.sums:
             values += [total.to(F32) if sink.columns > BLOCK else total.to(F32) * scale for total in totals]
-        if correction.folded:
-            values += [_folded(e, codes, g, correction) for g in range(correction.groups)]
         for i, value in enumerate(values):
             e.store(value, place + 4 * tile * i)
         if correction.words:
@@ -140,23 +133,3 @@ def _halves(e: Emitter, codes: Value, group: int, correction: Correction) -> Val
     columns = range(group * size, (group + 1) * size)
     first, last = (e.sum(codes.pick([k for k in columns if k // 2 % 2 == half])) for half in (0, 1))
     return ((first * correction.factor) & 0xFFFF) | ((last * correction.factor) << 16)
-
-
-def _folded(e: Emitter, codes: Value, group: int, correction: Correction) -> Value:
-    """What folded products with a group's columns start from.
-
-    x and y being columns of a pair's vectors, v and w the codes of theirs, a folded product is
-    (x + w + 120) * (y + v - 8) = x*v + y*w + x*y - 8*x + 120*y + what has only weights.
-    """
-    signed, unsigned = FOLDED_OFFSETS
-    columns = BLOCK // correction.groups
-    factors = [correction.factor if k // columns == group else 0 for k in range(BLOCK)]
-    products = e.zero(vec(I32, 4))
-    for first, second in correction.folded:
-        if 4 * first // columns == group:
-            x, y = ([4 * vector + c for c in range(4)] for vector in (first, second))
-            products = products + codes.pick(x) * codes.pick(y)
-            for at, offset in ((x, signed), (y, unsigned)):
-                for k in at:
-                    factors[k] -= offset
-    return e.sum(codes * e.const(codes.type, factors)) - e.sum(products) + correction.anchored * ANCHOR_BITS

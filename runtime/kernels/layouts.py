@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from .target import Target
 
 ACTIVATION_MAX = 127  # |activation code| <= 127; a weight code may be -128
-FOLDED_MAX = 120  # where products are folded, so that a sum of an activation and a nibble fits a byte
-FOLDED_OFFSETS = -8, 120  # of the nibbles that meet such sums as signed and as unsigned bytes
 BLOCK = 32  # columns that share an activation scale: one part of a weight block
 
 ANCHOR = 1.5 * 2.0**23
@@ -41,8 +39,6 @@ class Correction:
     words     of each two groups the sums as int16, which their minimums multiply as whole numbers: of one part, or in
               the record of an even part its own and the next one's
     anchored  ANCHOR's bits are added to the int32
-    folded    pairs of a part's vectors of four columns whose products are folded (`Folds` in target.py); for these
-              another int32 for each group, where dots start that fold them
     """
 
     factor: int = 0
@@ -51,22 +47,15 @@ class Correction:
     sums: bool = False
     words: bool = False
     anchored: bool = False
-    folded: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def most(self) -> int:
-        """The largest code of the activations."""
-        return FOLDED_MAX if self.folded else ACTIVATION_MAX
 
     @property
     def values(self) -> int:
-        """Of 4 bytes, for each row: the factor's for each group, then sums, then those of `folded`, then the words."""
-        return self.groups * (bool(self.factor) + self.sums + bool(self.folded)) + self.words
+        """Of 4 bytes, for each row: first the factor's for each group, then the sums, then the words."""
+        return self.groups * (bool(self.factor) + self.sums) + self.words
 
     def __repr__(self) -> str:  # part of a kernel's name
-        folded = f"fold{len(self.folded)}" if self.folded else ""
         flags = "h" * self.halves + "sum" * self.sums + "words" * self.words + "anchor" * self.anchored
-        return f"{self.factor or ''}{flags}x{self.groups}{folded}"
+        return f"{self.factor or ''}{flags}x{self.groups}"
 
 
 @dataclass(frozen=True)
@@ -206,18 +195,11 @@ class BlockLayout:
         assert not halves or largest < 1 << 15, self.name
         anchored = self.anchored(target)
         assert not anchored or max(zero, self.bound()) * ACTIVATION_MAX * BLOCK < 1 << 22, self.name
-        folded = self.folded(target)
-        if not (zero or self.minimum or folded):
+        if not (zero or self.minimum):
             return None
         words = self.whole_minimums(target)
         sums = self.minimum and not words
-        return Correction(-zero, self.groups, halves, sums, words, anchored and bool(zero), folded)
-
-    def folded(self, target: Target) -> tuple[tuple[int, int], ...]:
-        """The pairs of a part's eight vectors whose products are folded: the first ones of each group."""
-        order, of_group = self.order(1), 8 // self.groups
-        firsts = [g * of_group + 2 * i for g in range(self.groups) for i in range(target.folds(self))]
-        return tuple((order[first], order[first + 1]) for first in firsts)
+        return Correction(-zero, self.groups, halves, sums, words, anchored and bool(zero))
 
     def anchored(self, target: Target) -> bool:
         """Whether products with this type start at ANCHOR: their scales are float16, and each 32 columns have one."""

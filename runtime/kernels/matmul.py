@@ -9,7 +9,6 @@ of its blocks in order of k, whatever the batch: results do not depend on thread
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TypeGuard
 
 from .emit import Emitter
@@ -38,10 +37,6 @@ MATMUL = Record(
 # One of the matrices of a step: y float32 rows of y_stride bytes; bias float32 [rows] with bias_step 4*lanes, or one
 # vector of zeros with bias_step 0.
 MATRIX = Record("panels", "panel_bytes", "n_panels", "n_chunks", "y", "y_stride", "bias", "bias_step")
-
-
-# From how many rows on folding pays for taking codes apart.
-FOLDED_ROWS = 60
 
 
 def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, function: str) -> None:
@@ -202,17 +197,10 @@ def _opened_panels(
     """As `_panels`, of a type whose panels full tiles find taken apart."""
     panels, height = e.target.shape(layout)
     rows, whole = end_row - first_row, first + (end - first) // panels * panels
-    # Beside the last few rows a tile may have others that nobody wants: 2 of 6 in lower tiles take as long.
-    n_tiles = (rows + (height - 1 - height // 4)) // height
+    n_tiles = rows // height
     are_full = (rows >= panels * height) & (first < whole)
-    are_many = are_full
-    tiles = partial(_opened_tiles, e, layout, a, w, before, first, whole, first_row, end_row, n_tiles, add, opened)
-    if e.target.folds(layout):
-        are_many = are_full & (rows >= FOLDED_ROWS)
-        with e.when(are_full & (rows < FOLDED_ROWS)):
-            tiles(a.steps, codes=False)
-    with e.when(are_many):
-        tiles(a.opened_steps, codes=e.target.opens_codes(layout))
+    with e.when(are_full):
+        _opened_tiles(e, layout, a, w, before, first, whole, first_row, n_tiles, add, opened)
     with e.loop(first, end) as panel:
         done = e.select(are_full & (panel < whole), n_tiles * height, e.i64(0))
         _low_tiles(e, layout, "int8", a, w, before, panel, first_row + done, end_row, add)
@@ -220,27 +208,24 @@ def _opened_panels(
 
 def _opened_tiles(
     e: Emitter, layout: BlockLayout, a: Fields, w: Fields, before: Value, first: Value, end: Value, first_row: Value,
-    end_row: Value, n_tiles: Value, add: bool, opened: Value, at_once: Value, codes: bool,
+    n_tiles: Value, add: bool, opened: Value,
 ) -> None:  # fmt: skip
     """Panels first..end-1, a multiple of the tile's, by `n_tiles` full tiles of rows, whose blocks are taken apart.
 
-    That is done for `at_once` blocks at a time, for all panels before the next ones, so that these columns of the
-    activations stay close; sums wait in y.  What the last tile has beyond `end_row` goes nowhere.
+    That is done for a.opened_steps blocks at a time, for all panels before the next ones, so that these columns of the
+    activations stay close; sums wait in y.
     """
     n, target = e.target.lanes, e.target
-    (panels, height), size, step_bytes = target.shape(layout), opened_bytes(layout, target, codes), layout.step_bytes(n)
+    (panels, height), size, step_bytes = target.shape(layout), opened_bytes(layout, target), layout.step_bytes(n)
     ty, zero = vec(F32, n), e.i64(0)
-    nowhere = opened + (a.opened_stride - panels * 4 * n)
-    with e.loop(0, a.steps, at_once) as begin, e.loop(first, end, panels) as panel:
-        steps, is_first = e.min(a.steps - begin, at_once), begin.equals(0)
+    places = [opened + a.opened_steps * (q * size) for q in range(panels)]
+    with e.loop(0, a.steps, a.opened_steps) as begin, e.loop(first, end, panels) as panel:
+        steps, is_first = e.min(a.steps - begin, a.opened_steps), begin.equals(0)
         biases = [w.bias + (before + panel + q) * w.bias_step for q in range(panels)]
         starts = [w.panels + (before + panel + q) * w.panel_bytes for q in range(panels)]
-        apart: Opened | None = None
-        if codes or layout.parts > 1:
-            apart = Opened([opened + at_once * (q * size) for q in range(panels)], begin, steps, codes)
-            with e.loop(0, panels) as p, e.loop(0, steps) as i:
-                block = starts[0] + p * w.panel_bytes + (begin + i) * step_bytes
-                OpenedBlock(e, layout, opened + (at_once * p + i) * size, codes).fill(block)
+        with e.loop(0, panels) as p, e.loop(0, steps) as i:
+            block = starts[0] + p * w.panel_bytes + (begin + i) * step_bytes
+            OpenedBlock(e, layout, opened + (a.opened_steps * p + i) * size).fill(block)
         following = None
         if target.asks_ahead:
             after, again = panel + panels, begin + steps
@@ -252,17 +237,16 @@ def _opened_tiles(
         with e.loop(0, n_tiles) as t:
             row = first_row + t * height
             y = w.y + row * w.y_stride + panel * (4 * n)
-            rows = [e.select(row + m < end_row, y + w.y_stride * m, nowhere) for m in range(height)]
-            outputs = [[place + 4 * n * q for place in rows] for q in range(panels)]
+            outputs = [[y + w.y_stride * m + 4 * n * q for m in range(height)] for q in range(panels)]
             sums = []
-            for bias, places in zip(biases, outputs, strict=True):
+            for bias, outs in zip(biases, outputs, strict=True):
                 if add:
                     more = e.select(is_first, e.load(bias, ty), e.const(ty, -0.0))  # which changes no number
-                    values = [e.load(place, ty) + more for place in places]
+                    values = [e.load(out, ty) + more for out in outs]
                 else:
-                    values = [e.load(e.select(is_first, bias, place), ty) for place in places]
+                    values = [e.load(e.select(is_first, bias, out), ty) for out in outs]
                 sums.append(_locals(e, layout, values, panels))
-            add_blocks(e, layout, a, starts, row, sums, following, apart)
+            add_blocks(e, layout, a, starts, row, sums, following, Opened(places, begin, steps))
             _store(e, sums, outputs)
 
 

@@ -9,14 +9,13 @@ twice as large then, so they are taken apart for some blocks at a time, which st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from .emit import Emitter
-from .layouts import BLOCK, FOLDED_OFFSETS, BlockLayout
+from .layouts import BLOCK, BlockLayout
 from .panels import unpack
 from .scales import scale_table, table_bytes
-from .target import Steps, Target
-from .values import I8, I32, Value, Variable, vec
+from .target import Target
+from .values import I8, Value, Variable, vec
 
 CACHED_BYTES = 10 << 10  # of blocks whose codes are taken apart, beside which tiles pass through the cache
 
@@ -26,17 +25,17 @@ def opens_panels(layout: BlockLayout, target: Target) -> bool:
     return layout.parts > 1 or target.opens_codes(layout)
 
 
-def opened_bytes(layout: BlockLayout, target: Target, codes: bool) -> int:
-    """Bytes of a block of one panel, taken apart; codes: with its codes."""
-    term = 4 * target.lanes if target.folds(layout) else 0
-    return table_bytes(layout, target) + (layout.parts * BLOCK * target.lanes + term if codes else 0)
+def opened_bytes(layout: BlockLayout, target: Target) -> int:
+    """Bytes of a block of one panel, taken apart."""
+    codes = layout.parts * BLOCK * target.lanes if target.opens_codes(layout) else 0
+    return table_bytes(layout, target) + codes
 
 
 def opened_steps(layout: BlockLayout, target: Target, steps: int) -> int:
     """How many of a panel's `steps` blocks are taken apart at a time."""
     if not target.opens_codes(layout):
         return steps
-    rounds = max(1, round(steps * opened_bytes(layout, target, codes=True) / CACHED_BYTES))
+    rounds = max(1, round(steps * opened_bytes(layout, target) / CACHED_BYTES))
     return -(-steps // rounds)
 
 
@@ -48,72 +47,31 @@ def workspace(layout: BlockLayout, target: Target, steps: int) -> tuple[int, int
     if not opens_panels(layout, target):
         return 0, 0
     at_once = opened_steps(layout, target, steps)
-    of_panel = at_once * opened_bytes(layout, target, target.opens_codes(layout))
-    if target.folds(layout):
-        of_panel = max(of_panel, steps * opened_bytes(layout, target, codes=False))
-    # and a vector of each panel for what goes nowhere
-    return at_once, -(-(target.shape(layout)[0] * (of_panel + 4 * target.lanes)) // 64) * 64
+    return at_once, -(-target.shape(layout)[0] * at_once * opened_bytes(layout, target) // 64) * 64
 
 
 class OpenedBlock:
-    """A block of a panel, taken apart: its scales, then any codes, then the term of folded ones, from `address` on.
+    """A block of a panel, taken apart: its scales, then any codes, from `address` on."""
 
-    codes: whether it has its codes, folded or not.
-    """
-
-    def __init__(self, e: Emitter, layout: BlockLayout, address: Value, codes: bool):
-        self._e, self._layout, self._codes = e, layout, codes
-        self._codes_at = address + table_bytes(layout, e.target)
-        self.folded = codes and e.target.folds(layout) > 0
+    def __init__(self, e: Emitter, layout: BlockLayout, address: Value):
+        self._e, self._layout, self._codes_at = e, layout, address + table_bytes(layout, e.target)
         self.scales = scale_table(e, layout, address)
 
     def fill(self, block: Value) -> None:
         """Take apart the block at this address of a panel."""
         e, layout, n = self._e, self._layout, self._e.target.lanes
         self.scales.fill(block)
-        if not self._codes:
+        if not e.target.opens_codes(layout):
             return
-        term = e.var(e.zero(vec(I32, n)))
         with e.loop(0, layout.parts) as part:
             codes = e.var(block + layout.header_bytes(n) + part * layout.part_bytes(n))
             order = layout.order(1)
-            vectors = dict(zip(order, unpack(e, layout, codes, order), strict=True))
-            if self.folded:
-                for pair in layout.folded(e.target):
-                    for i, offset in zip(pair, FOLDED_OFFSETS, strict=True):
-                        vectors[i] = vectors[i] + offset
-                term.set(term.value - self._products(vectors, part))
-            for i, vector in vectors.items():
+            for i, vector in zip(order, unpack(e, layout, codes, order), strict=True):
                 e.store(vector, self.codes(part) + 4 * n * i)
-        if self.folded:
-            e.store(term.value, self._term_at)
-
-    def _products(self, vectors: dict[int, Value], part: Value) -> Value:
-        """Of both weights of all pairs of a part, times its scale if the block has others: <n x i32>."""
-        e = self._e
-        steps: Steps = [
-            ([vectors[unsigned]], partial(_same, vectors[signed])) for signed, unsigned in self._layout.folded(e.target)
-        ]
-        [[products]] = e.target.dots(e, [e.zero(vec(I32, e.target.lanes))], steps, self._layout.bound())
-        return products * self.scales(part)[0][0] if self._layout.parts > 1 else products
-
-    @property
-    def _term_at(self) -> Value:
-        return self._codes_at + BLOCK * self._e.target.lanes * self._layout.parts
-
-    @property
-    def term(self) -> Value:
-        """What sums of folded products start from, those of a super-block after their scales: <n x i32>."""
-        return self._e.load(self._term_at, vec(I32, self._e.target.lanes))
 
     def codes(self, part: Value) -> Value:
         """The address of the codes of 32 columns: eight vectors <4n x i8>."""
         return self._codes_at + part * (BLOCK * self._e.target.lanes)
-
-
-def _same(x: Value, row: int, count: int) -> Value:
-    """What `Target.dots` multiplies with, whatever the row."""
-    return x
 
 
 def opened_codes(e: Emitter, codes: Variable, order: list[int], again: int) -> Iterator[Value]:

@@ -21,7 +21,7 @@ from .opened import OpenedBlock, opened_bytes, opened_codes
 from .panels import unpack
 from .records import Fields
 from .scales import ScalesOf, SuperScales, WholeScales, open_block, scale_table, table_bytes
-from .target import Folded, Steps
+from .target import Steps
 from .values import F32, I32, Local, Value, Variable, vec
 
 CACHE_LINE = 64
@@ -38,7 +38,9 @@ class Following:
 
     So memory is waited for less: on AVX-512 prompts take 2 % less time with 2048 columns, 7 % with 8192 (on AVX2 and
     AVX-VNNI, which take longer to multiply, as much as without).  Few tiles ask for more at a time: products of 12 and
-    24 rows take 25 to 50 % less time so (Zen 5), with AVX2 those of 8 to 24 rows 15 to 45 %.  most: `step` of one tile.
+    24 rows take 25 to 50 % less time so (Zen 5), with AVX2 those of 8 to 24 rows 15 to 45 %.
+
+    most: `step` of one tile; panels: so many places are asked for, panel_bytes apart.
     """
 
     at: Variable
@@ -61,14 +63,12 @@ class Following:
 class Opened:
     """Blocks of panels that were taken apart (opened.py): `steps` of them from number `first` on.
 
-    places: for each panel, where the first of them is; codes: whether their codes were, too, and folded where the
-    target folds them.
+    places: for each panel, where the first of them is.
     """
 
     places: list[Value]
     first: Value
     steps: Value
-    codes: bool
 
 
 def add_blocks(
@@ -109,8 +109,7 @@ def add_blocks(
                 _prefetch(e, block + ahead, header)
         apart = []
         if opened is not None:
-            apart_bytes = opened_bytes(layout, e.target, opened.codes)
-            apart = [OpenedBlock(e, layout, place + i * apart_bytes, opened.codes) for place in opened.places]
+            apart = [OpenedBlock(e, layout, place + i * opened_bytes(layout, e.target)) for place in opened.places]
             supers = [block.scales for block in apart]
         else:
             for here, block in zip(supers, blocks, strict=bool(supers)):
@@ -119,13 +118,12 @@ def add_blocks(
         inner = sums  # of a super-block before the activations' scale, which all its parts share
         if layout.parts > 1:
             zero = e.zero(vec(I32 if whole else F32, n))
-            starts = [block.term for block in apart if block.folded] or [zero] * len(panels)
-            inner = [of_panel[0].more([start] * len(of_panel)) for of_panel, start in zip(sums, starts, strict=True)]
+            inner = [of_panel[0].more([zero] * len(of_panel)) for of_panel in sums]
         with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
             if following is not None:
                 following.ask(e)
             order = layout.order(e.target.together)
-            if opened is not None and opened.codes:  # opaque: else LLVM has a pointer for each of the eight vectors
+            if apart and e.target.opens_codes(layout):  # opaque: else LLVM has a pointer for each of the eight vectors
                 codes = [e.var(e.opaque(block.codes(part))) for block in apart]
                 weights = [opened_codes(e, address, order, again) for address in codes]
             else:
@@ -135,10 +133,7 @@ def add_blocks(
                 for address in codes:
                     _prefetch(e, address.value + ahead, size)
             scales = [partial(of_part, part) for of_part in scales_of]
-            folded = None
-            if apart and apart[0].folded:
-                folded = Folded(e.target.folds(layout), [block.term for block in apart] if inner is sums else None)
-            _add_part(e, layout, weights, scales, at, codes, inner, folded)
+            _add_part(e, layout, weights, scales, at, codes, inner)
             for place in at:
                 place.set(e.opaque(place.value + a.block_stride))
         if whole:
@@ -158,7 +153,7 @@ def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
 
 def _add_part(
     e: Emitter, layout: BlockLayout, weights: list[Iterator[Value]], scales_of: Sequence[Scales], at: list[Variable],
-    codes: list[Variable], sums: Sequence[Sequence[Local]], folded: Folded | None,
+    codes: list[Variable], sums: Sequence[Sequence[Local]],
 ) -> None:  # fmt: skip
     """Add the products of 32 columns.
 
@@ -195,9 +190,8 @@ def _add_part(
 
     for g in range(groups):
         none = e.const(vec(I32, n), ANCHOR_BITS if anchored else 0)
-        start = g + (groups * (has_start + correction.sums) if folded and correction is not None else 0)
-        starts = [_corrected(e, at[1].value, r, start, I32) if has_start or folded else none for r in rows]
-        dots = e.target.dots(e, starts, steps(g), layout.bound(), halves, folded)
+        starts = [_corrected(e, at[1].value, r, g, I32) if has_start else none for r in rows]
+        dots = e.target.dots(e, starts, steps(g), layout.bound(), halves)
         if e.target.registers < 32:
             e.settle(dots)
         factors, offsets = [], []

@@ -26,18 +26,6 @@ Columns = Callable[[int, int], Value]
 Steps = Iterable[tuple[list[Value], Columns]]
 
 
-@dataclass(frozen=True)
-class Folded:
-    """Two products for one: x*v + y*w = (x + w)*(y + v) - x*y - v*w (Winograd, 1968).
-
-    pairs: of the first steps, whose weights lie `FOLDED_OFFSETS` from the codes; terms: of each panel, <lanes x i32>
-    that make up for what weights bring in too much (None: that is done later).  Starts do so for activations.
-    """
-
-    pairs: int
-    terms: list[Value] | None
-
-
 Shapes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -68,13 +56,7 @@ class Target:
     has_half: ClassVar[bool] = True  # the CPU converts between float16 and float32
 
     def dots(
-        self,
-        e: Emitter,
-        starts: list[Value],
-        steps: Steps,
-        bound: int,
-        halves: bool = False,
-        folded: Folded | None = None,
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
     ) -> list[list[Value]]:
         """sums[p][r][lane] = starts[r][lane] + sum over steps and c<4 of weights[p][4*lane+c] * x[r][4*lane+c].
 
@@ -112,10 +94,6 @@ class Target:
     def loads_again(self, layout: BlockLayout, alone: bool) -> int:
         """After how many vectors of a part's eight to load again what they share; alone: for a single row."""
         return 1 if self.registers < 32 and not alone else 8 // layout.groups
-
-    def folds(self, layout: BlockLayout) -> int:
-        """How many pairs of a group's vectors full tiles fold (`Folded`)."""
-        return 0
 
     @property
     def multiplies_words(self) -> bool:
@@ -205,13 +183,7 @@ class WideningTarget(Target):
     """No instruction for dot products: those of 16 bits are summed there while they fit, then in pairs in 32 bits."""
 
     def dots(
-        self,
-        e: Emitter,
-        starts: list[Value],
-        steps: Steps,
-        bound: int,
-        halves: bool = False,
-        folded: Folded | None = None,
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
     ) -> list[list[Value]]:
         signed, rest = bound == 128, iter(steps)  # 16 bits hold two products of bytes, and of others all that there are
         halves_of_lanes = [list(range(8)), list(range(8, 16))]

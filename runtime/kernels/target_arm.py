@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from .emit import Emitter
 from .layouts import BlockLayout
-from .target import Columns, Folded, Shapes, Steps, Target, WideningTarget
+from .target import Columns, Shapes, Steps, Target, WideningTarget
 from .values import I8, I32, I64, Value, vec
 
 _BYTES, _WORDS = vec(I8, 16), vec(I32, 4)
@@ -61,13 +61,7 @@ class NeonDot(_Arm):
     tile, shapes, together = 6, ((2, 8), (1, 6), (1, 6)), 4
 
     def dots(
-        self,
-        e: Emitter,
-        starts: list[Value],
-        steps: Steps,
-        bound: int,
-        halves: bool = False,
-        folded: Folded | None = None,
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
     ) -> list[list[Value]]:
         sums: list[list[Value]] = []
         for weights, columns in _grouped(steps):
@@ -97,13 +91,7 @@ class NeonI8mm(NeonDot):
         return 4 if costly and not alone else super().loads_again(layout, alone)
 
     def dots(
-        self,
-        e: Emitter,
-        starts: list[Value],
-        steps: Steps,
-        bound: int,
-        halves: bool = False,
-        folded: Folded | None = None,
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
     ) -> list[list[Value]]:
         pairs = range(len(starts) // 2)
         sums: list[list[Value]] = []

@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from .emit import Emitter
 from .layouts import ACTIVATION_MAX, BlockLayout
-from .target import Folded, Portable, Steps, Target
+from .target import Portable, Steps, Target
 from .values import I8, I16, I32, Value, vec
 
 
@@ -41,26 +41,9 @@ class _Vnni(_X86):
     weight_offset, anchors, word_scales = 128, True, True
 
     def dots(
-        self,
-        e: Emitter,
-        starts: list[Value],
-        steps: Steps,
-        bound: int,
-        halves: bool = False,
-        folded: Folded | None = None,
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
     ) -> list[list[Value]]:
         sums: list[list[Value]] = []
-        steps = iter(steps)
-        if folded is not None:
-            for _ in range(folded.pairs):
-                (signed, columns), (unsigned, others) = next(steps), next(steps)
-                terms = folded.terms or [e.zero(vec(I32, self.lanes))] * len(signed)
-                sums = sums or [[term + start for start in starts] for term in terms]
-                for r in range(len(starts)):
-                    x, y = columns(r, 4), others(r, 4)
-                    for v, w, of_panel in zip(signed, unsigned, sums, strict=True):
-                        operands = [of_panel[r], x + w, y + v]
-                        of_panel[r] = e.call(self._intrinsic("vpdpbusd"), vec(I32, self.lanes), operands)
         for weights, columns in steps:
             sums = sums or [list(starts) for _ in weights]
             for r in range(len(starts)):
@@ -104,19 +87,6 @@ class Avx512Vnni(_Vnni):
         """AMD's cores do (Intel's in two, which wait long).  What adds the products has units of its own there."""
         return self.is_amd
 
-    def folds(self, layout: BlockLayout) -> int:
-        """Three of four pairs of nibbles: AMD's cores add in units of their own, beside the two that multiply.
-
-        On Zen 5 products of many rows take 12 to 15 % less time so; with two pairs 1 to 3 % more, with one 5 to 10 %.
-        One panel would load twice as many activations a product.  Intel's cores add where they multiply.
-        """
-        nibbles = layout.planes == (4,) and layout.codebook is None
-        return 3 if self.is_amd and nibbles and self.shape(layout)[0] == 2 else 0
-
-    def opens_codes(self, layout: BlockLayout) -> bool:
-        """Also of folded products, whose codes are moved."""
-        return super().opens_codes(layout) or self.folds(layout) > 0
-
     def scaled(self, e: Emitter, x: Value, n: Value) -> Value:
         if x.lanes != self.lanes:
             return super().scaled(e, x, n)
@@ -157,13 +127,7 @@ class _Pairs(_X86):
         return layout.planes != (8,)
 
     def dots(
-        self,
-        e: Emitter,
-        starts: list[Value],
-        steps: Steps,
-        bound: int,
-        halves: bool = False,
-        folded: Folded | None = None,
+        self, e: Emitter, starts: list[Value], steps: Steps, bound: int, halves: bool = False
     ) -> list[list[Value]]:
         pairs_of_bytes, _, sign = self._instructions
         bytes_, words, signed = vec(I8, 4 * self.lanes), vec(I16, 2 * self.lanes), bound == 128
