@@ -4,7 +4,7 @@ rows, or tiles of int8 codes with their scales, or both (`Sink`).
 A tile is `Target.tile` rows.  For each 32 columns, one record holds what a micro-kernel reads of all its rows:
 
     for each row: 32 int8 codes, float32 scale
-    for each correction: of its factor [group, row], its sums [group, row]
+    for each correction: of its factor [group, row], its sums [group, row], its words [row]
 
 so that every address in the micro-kernel is one of two pointers plus a constant.  Rows apart cost a pointer each,
 spills of those, and collisions in the cache where strides are powers of two: a third of the speed of prompts.
