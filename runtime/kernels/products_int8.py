@@ -60,6 +60,18 @@ class Following:
 
 
 @dataclass(frozen=True)
+class Onward:
+    """What a thread reads behind its panels, which end at address `end`: `jump` bytes from there on.
+
+    Tiles of few rows ask for that, too.  Asking past the end instead, for what other threads read, a model of 135M
+    parameters generated 4 to 5 % slower, eight sequences at once 10 %.
+    """
+
+    end: Value
+    jump: Value
+
+
+@dataclass(frozen=True)
 class Opened:
     """Blocks of panels that were taken apart (opened.py): `steps` of them from number `first` on.
 
@@ -73,7 +85,7 @@ class Opened:
 
 def add_blocks(
     e: Emitter, layout: BlockLayout, a: Fields, panels: list[Value], row: Value, sums: Sequence[Sequence[Local]],
-    following: Following | None = None, opened: Opened | None = None,
+    following: Following | None = None, onward: Onward | None = None, opened: Opened | None = None,
 ) -> None:  # fmt: skip
     """Panels by the rows from `row` on, all of one tile: sums[p][r] <n x f32> += their products over all columns.
 
@@ -105,6 +117,8 @@ def add_blocks(
             size_of = panels[1] - panels[0]
             ahead = e.select(i * step_bytes + ahead < size_of, ahead, ahead + size_of * (len(panels) - 1))
         if few:
+            if onward is not None:
+                ahead = e.select(blocks[-1] + ahead >= onward.end, ahead + onward.jump, ahead)
             for block in blocks:
                 _prefetch(e, block + ahead, header)
         apart = []
