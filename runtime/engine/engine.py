@@ -29,7 +29,7 @@ from .adapters import AdapterMatrices, AdapterScales
 from .batch import Division, Part, StepInputs
 from .buffers import Rows
 from .kv_pages import PagePool, Sequence
-from .memory import Memory, Tally
+from .memory import Maps, Tally
 from .program import Builder
 from .steps import Program
 from .threads import ThreadPool
@@ -117,7 +117,7 @@ class Engine:
         def stage(what: str) -> Callable[[int, int], None] | None:
             return (lambda done, total: progress(what, done, total)) if progress else None
 
-        weights, builder, low_rank = self._lay_out(file)
+        weights, builder, low_rank = self._lay_out(file, need.maps())
         pool = [lead_kernel(), alone_kernel(), work_kernel()]
         self.library.load(pool + weights.kernels() + low_rank.kernels(), stage("compiling kernels"))
         self._threads = ThreadPool(self.library, self.n_threads)
@@ -165,8 +165,8 @@ class Engine:
                 failed.set()
                 raise
 
-    def _lay_out(self, file: GgufFile, tally: Tally | None = None) -> tuple[Weights, Builder, AdapterMatrices]:
-        """Describe the program, on memory that is there or that `tally` only counts; the weights are not filled yet."""
+    def _lay_out(self, file: GgufFile, maps: Maps | Tally) -> tuple[Weights, Builder, AdapterMatrices]:
+        """Describe the program, on memory that is there or is only counted; the weights are not filled yet."""
         model = self.model
         self._pages = PagePool(
             model.n_cached,
@@ -174,22 +174,22 @@ class Engine:
             model.head_dim,
             self.n_ctx,
             self.cache_type,
-            tally.cache if tally else Memory,
+            maps.cache,
             sequences=1 if model.causal else MAX_SEQUENCES,
         )
         shape = Shape(model.head_dim, model.n_heads // model.n_kv_heads, self.cache_type)
         division = Division(model.n_kv_heads, shape.tile_rows, self.n_threads, self.n_ctx, model.causal)
         self._inputs = StepInputs(self.n_ubatch, model.rotations, division)
-        weights = Weights(file, self.library, self._activations, tally.weights if tally else Memory)
+        weights = Weights(file, self.library, self._activations, maps.weights)
         self._scales = AdapterScales(len(self.adapters), self.n_ubatch)
-        low_rank = AdapterMatrices(self.adapters, self._scales, self.library, tally.weights if tally else Memory)
+        low_rank = AdapterMatrices(self.adapters, self._scales, self.library, maps.weights)
         builder = Builder(
             self.library,
             self.n_threads,
             self._inputs,
             self._pages,
             self.max_outputs,
-            tally.buffers if tally else Memory,
+            maps.buffers,
             low_rank,
         )
         self._out = model.build(builder, weights)

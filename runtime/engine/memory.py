@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,30 @@ class _Counted(Memory):
         self.nbytes, self.address = nbytes, 0
 
 
+class _Part(Memory):
+    """Bytes of another memory from `first` on, which lives as long."""
+
+    def __init__(self, whole: Memory, first: int, nbytes: int):
+        self.nbytes, self.address = nbytes, whole.address + first
+        self._bytes = whole.array(np.uint8, (nbytes,), first)
+
+
+class Arena:
+    """One map of `nbytes`, of which each call takes the next: so small tensors lie in huge pages, too.
+
+    Raises UsageError as `Memory` does.
+    """
+
+    def __init__(self, nbytes: int, what: str):
+        self._whole, self._used = Memory(nbytes, what), 0
+
+    def __call__(self, nbytes: int, what: str) -> Memory:
+        part = _Part(self._whole, self._used, _whole_pages(nbytes))
+        self._used += part.nbytes
+        assert self._used <= self._whole.nbytes, what
+        return part
+
+
 class Tally:
     """What an engine would take, in bytes: `weights`, `cache` and `buffers` are to be used in place of `Memory`."""
 
@@ -77,6 +102,10 @@ class Tally:
     def total(self) -> int:
         return self.weight_bytes + self.cache_bytes + self.buffer_bytes
 
+    def maps(self) -> Maps:
+        """Memory for what was counted."""
+        return Maps(Arena(self.weight_bytes, "the weights"), Memory, Arena(self.buffer_bytes, "batches"))
+
     def check(self, available: int | None, context: int, ubatch: int) -> None:
         """Raise UsageError when the sum is more than `available` bytes (None: unknown, all is well).
 
@@ -98,6 +127,15 @@ class Tally:
             f"positions {_size(self.cache_bytes)}, batches of {ubatch} {_size(self.buffer_bytes)}), "
             f"{_size(available)} available{way_out}"
         )
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Where an engine takes memory from."""
+
+    weights: Allocate
+    cache: Allocate
+    buffers: Allocate
 
 
 def _whole_pages(nbytes: int) -> int:
