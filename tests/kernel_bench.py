@@ -210,7 +210,7 @@ class Product:
         matrices = self.heap.place(
             MATRIX.make(
                 panels=address(self.panels), panel_bytes=self.panel_bytes, n_panels=self.count,
-                y=address(y), y_stride=y.strides[0],
+                n_chunks=-(-self.count // 3), y=address(y), y_stride=y.strides[0],
                 bias=address(zeros if bias is None else bias), bias_step=0 if bias is None else 4 * self.bench.lanes,
             )
         )  # fmt: skip
@@ -223,7 +223,7 @@ class Product:
             source |= {"x": address(x), "x_stride": x.strides[0]}
         record = self.heap.place(
             MATMUL.make(
-                n_rows=address(n), steps=self.steps, token_block=token_block, chunk=3, few_chunk=5, n_matrices=1,
+                n_rows=address(n), steps=self.steps, token_block=token_block, chunk=3, n_matrices=1,
                 matrices=address(matrices), opened=address(opened), opened_stride=opened.strides[0],
                 opened_steps=at_once, gates=0, gates_stride=0, **source,
             )

@@ -19,9 +19,10 @@ from halfbyte.runtime.engine.threads import ThreadPool
 from halfbyte.runtime.kernels.emit import Emitter
 from halfbyte.runtime.kernels.jit import Kernel, Library, host_library
 from halfbyte.runtime.kernels.records import Record
+from halfbyte.runtime.kernels.tickets import COUNTERS, Tickets
 from halfbyte.runtime.kernels.values import I64
 
-MIX = Record("n_tasks", "source", "target", "size", "factor", "work")
+MIX = Record("n_tasks", "regions", "source", "target", "size", "factor", "work")
 SIZES = (1, 2, 3, 5, 64, 257)
 
 
@@ -30,10 +31,11 @@ def mix(e: Emitter) -> None:
 
     A task that is left out, done twice, or done before the step in front of it has ended changes the result.
     """
-    record, _, _, ticket = e.args
-    a = MIX.read(e, record)
+    a = MIX.read(e, e.args[0])
+    tickets = Tickets(e, a.n_tasks, a.regions)
     with e.repeat_while() as go_on_if:
-        i = e.atomic_add(ticket, e.i64(1))
+        tickets.draw()
+        i = tickets.number
         go_on_if(i < a.n_tasks)
         with e.loop(0, a.work):
             e.target.pause(e)
@@ -51,8 +53,9 @@ class Program:
         self.shapes = [(int(rng.choice(SIZES)), int(rng.integers(1, 50))) for _ in range(n_steps)]
         self.records = [
             MIX.make(
-                n_tasks=n, source=self.arrays[i % 2].ctypes.data, target=self.arrays[1 - i % 2].ctypes.data,
-                size=SIZES[-1], factor=factor, work=int(rng.integers(0, work + 1)),
+                n_tasks=n, regions=int(rng.integers(1, COUNTERS + 1)), source=self.arrays[i % 2].ctypes.data,
+                target=self.arrays[1 - i % 2].ctypes.data, size=SIZES[-1], factor=factor,
+                work=int(rng.integers(0, work + 1)),
             )
             for i, (n, factor) in enumerate(self.shapes)
         ]  # fmt: skip

@@ -28,9 +28,7 @@ L2_BYTES = 768 << 10  # of activation rows that one pass over a chunk of panels 
 # The same where panels are taken apart a few blocks at a time: of those columns, and of sums that wait.  On Zen 5
 # (1 MiB of second-level cache) 300 to 530 KiB do alike, 660 and more cost 3 to 10 %.
 OPENED_L2_BYTES = 400 << 10
-TASK_BYTES = 512 << 10  # of weights in one task, at most; 32 KiB cost decoding 11 %, as streams of reads break off
-# The same where there are few rows, while every thread has two tasks: models of 135M generate 4 to 10 % faster (Zen 5).
-LEAST_TASK_BYTES = 128 << 10
+TASK_BYTES = 512 << 10  # of weights in one task, at most; 128 KiB cost decoding 2 to 3 % (Zen 5)
 
 
 @dataclass
@@ -116,15 +114,14 @@ class Steps:
         total = sum(w.n_panels for w, _ in pairs) * (blocks.used if blocks else 1)
         panel_bytes = pairs[0][0].panel_bytes
         chunk = min(TASK_BYTES // panel_bytes, total // (8 * self._threads))
-        few_chunk = max(chunk, min(LEAST_TASK_BYTES // panel_bytes, total // (2 * self._threads)))
         together = tallest_tile(self._library.target, layout, activations)[0]
-        # Of a gated layer a task has as many panels of either matrix; a panel that is left alone meets lower tiles.
-        of_each = 2 * together if function else together
-        chunk, few_chunk = (max(1, panels // of_each * together) for panels in (chunk, few_chunk))
+        chunk = chunk // 2 if function else chunk  # a task has as many panels of either matrix
+        chunk = max(1, chunk // together * together)  # a panel that is left alone meets lower tiles
         matrices = np.concatenate([
             MATRIX.make(
-                panels=w.panels, panel_bytes=w.panel_bytes, n_panels=w.n_panels, y=y.address, y_stride=y.stride,
-                bias=w.bias or int(self._zeros.ctypes.data), bias_step=4 * self._lanes if w.bias else 0,
+                panels=w.panels, panel_bytes=w.panel_bytes, n_panels=w.n_panels, n_chunks=-(-w.n_panels // chunk),
+                y=y.address, y_stride=y.stride, bias=w.bias or int(self._zeros.ctypes.data),
+                bias_step=4 * self._lanes if w.bias else 0,
             )
             for w, y in pairs
         ])  # fmt: skip
@@ -149,14 +146,14 @@ class Steps:
         token_block = max(self._tile, close // row_bytes // self._tile * self._tile)
         opened = self._buffers.shared("opened panels", self._threads * opened_stride) if opened_stride else None
         most_rows = max(token_block, blocks.rows if blocks else 0)
-        gates_stride = max(few_chunk, gated * token_block, together * most_rows) * 4 * self._lanes if function else 0
+        gates_stride = max(chunk, gated * token_block, together * most_rows) * 4 * self._lanes if function else 0
         gates = self._buffers.shared("gates", self._threads * gates_stride) if function else None
         self._add(
             matmul_kernel(layout.name, add, activations, experts=blocks is not None, function=function),
             MATMUL.make(
                 n_rows=blocks.address if blocks else count or self._count[self._counted],
                 steps=steps, x=source, x_stride=stride, block_stride=block_stride, correction=correction_at,
-                token_block=token_block, chunk=chunk, few_chunk=few_chunk, n_matrices=1 if function else len(pairs),
+                token_block=token_block, chunk=chunk, n_matrices=1 if function else len(pairs),
                 matrices=int(matrices.ctypes.data), opened=opened.address if opened else 0,
                 opened_stride=opened_stride, opened_steps=at_once, gates=gates.address if gates else 0,
                 gates_stride=gates_stride,

@@ -41,8 +41,8 @@ Progress = Callable[[int, int], None]  # (kernels compiled, kernels to compile)
 class Kernel:
     """A function `void(int64 x n_args)` that `emit(emitter, *params)` writes.
 
-    Program steps have four arguments: address of the argument record, thread, threads, address of the ticket counter.
-    All that a step does must be drawn from that counter: any of the threads may be missing (sync.py).
+    Program steps have four arguments: address of the argument record, thread, threads, address of ticket counters.
+    All that a step does must be drawn from those (tickets.py): any of the threads may be missing (sync.py).
     """
 
     emit: Callable[..., None]

@@ -2,8 +2,8 @@
 rows, y[m, r] = sum_k x[m, k] * w[r, k] (+ bias[r], or + what y held).
 
 One kernel serves decode (one row) and prefill (many): it walks tasks of `chunk` panels by `token_block` rows, which
-threads draw from a shared ticket counter, so a thread that a neighbour slows down does less.  Every output is the sum
-of its blocks in order of k, whatever the batch: results do not depend on threads, tiles or batch size.
+threads draw (tickets.py), so a thread that a neighbour slows down does less.  Every output is the sum of its blocks in
+order of k, whatever the batch: results do not depend on threads, tiles or batch size.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from .products_f32 import float_step
 from .products_int8 import Following, Onward, Opened, add_blocks
 from .records import Fields, Record
 from .target import Target
+from .tickets import COUNTERS, Tickets
 from .values import F32, I64, Local, Value, vec
 
 # n_rows: address of the count of activation rows, or for experts of the list of blocks (experts.py); steps: blocks of
 # the weights, or columns for float types.  x: float32 rows x_stride bytes apart, or tiles of int8 codes
 # (activations.py) x_stride bytes apart with records of block_stride bytes, in which the weights' correction lies at
 # byte `correction`.  token_block: rows of a task at most, a multiple of the target's tile (for experts the blocks say).
-# chunk: panels of a task; few_chunk: where there is no more than a tile of rows (and no experts).
 # opened: for each thread opened_stride bytes (`opened.workspace`), where full tiles find panels taken apart,
 # opened_steps of their blocks at a time; gates: for each thread gates_stride bytes, for a gate's values: of
-# token_block rows and a tile's panels, and of one row and a task's panels, at least.
+# token_block rows and a tile's panels, and of one row and `chunk`, at least.
 MATMUL = Record(
-    "n_rows", "steps", "x", "x_stride", "block_stride", "correction", "token_block", "chunk", "few_chunk",
-    "n_matrices", "matrices", "opened", "opened_stride", "opened_steps", "gates", "gates_stride",
+    "n_rows", "steps", "x", "x_stride", "block_stride", "correction", "token_block", "chunk", "n_matrices", "matrices",
+    "opened", "opened_stride", "opened_steps", "gates", "gates_stride",
 )  # fmt: skip
 # One of the matrices of a step: y float32 rows of y_stride bytes; bias float32 [rows] with bias_step 4*lanes, or one
 # vector of zeros with bias_step 0.
-MATRIX = Record("panels", "panel_bytes", "n_panels", "y", "y_stride", "bias", "bias_step")
+MATRIX = Record("panels", "panel_bytes", "n_panels", "n_chunks", "y", "y_stride", "bias", "bias_step")
 
 
 def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, function: str) -> None:
@@ -49,7 +49,7 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, fu
     one matrix is another of its size, and y of both is the gate `function` (functions.py) of the two products.
     """
     layout = LAYOUTS[name]
-    record, thread, _, ticket = e.args
+    record, thread, threads, _ = e.args
     a = MATMUL.read(e, record)
     opened = None
     if _is_integer(layout, activations) and opens_panels(layout, e.target):
@@ -60,14 +60,13 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, fu
         token_blocks = (n_rows + a.token_block - 1) // a.token_block
         tile = e.target.tile
         token_block = (n_rows + token_blocks * tile - 1) // (e.max(token_blocks, 1) * tile) * tile
-    size = a.chunk if experts else e.select(n_rows <= e.target.tile, a.few_chunk, a.chunk)
     chunks = e.var(e.i64(0))
     with e.loop(0, a.n_matrices) as i:
-        chunks.set(chunks.value + _n_chunks(MATRIX.read(e, a.matrices + i * (8 * MATRIX.size)), size))
+        chunks.set(chunks.value + MATRIX.read(e, a.matrices + i * (8 * MATRIX.size)).n_chunks)
     n_chunks = chunks.value
 
     def find(number: Value) -> _Task:
-        w, first = _chunk(e, a, size, number % n_chunks)
+        w, first = _chunk(e, a, number % n_chunks)
         before = e.i64(0)
         if experts:
             block = a.n_rows + 8 + number // n_chunks * 24
@@ -76,18 +75,22 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, fu
         else:
             first_row = number // n_chunks * token_block
             end_row = e.min(first_row + token_block, n_rows)
-        return _Task(w, before, first, e.min(first + size, w.n_panels), first_row, end_row)
+        return _Task(w, before, first, e.min(first + a.chunk, w.n_panels), first_row, end_row)
 
-    drawn = e.var(e.atomic_add(ticket, e.i64(1)))
+    n_tasks = token_blocks * n_chunks
+    regions = e.i64(1)  # where all threads read a panel at about the same time, one brings it for the others
+    if not experts:
+        regions = e.select(n_rows <= e.target.tile, e.min(threads, COUNTERS), regions)
+    tickets = Tickets(e, n_tasks, regions)
+    tickets.draw()
     with e.repeat_while() as go_on_if:
-        number = drawn.value
-        go_on_if(number < token_blocks * n_chunks)
-        task = find(number)
+        go_on_if(tickets.number < n_tasks)
+        task = find(tickets.number)
         n_task_rows, next_panel = task.end_row - task.first_row, e.var(task.address(task.end))
         with e.when(n_task_rows <= e.target.tile):  # which ask ahead: the next task is drawn now
-            drawn.set(e.atomic_add(ticket, e.i64(1)))
-            with e.when(drawn.value < token_blocks * n_chunks):
-                following = find(drawn.value)
+            tickets.draw()
+            with e.when(tickets.number < n_tasks):
+                following = find(tickets.number)
                 next_panel.set(following.address(following.first))
         task = replace(task, onward=_onward(task, next_panel.value))
         if function:
@@ -95,7 +98,7 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, fu
         else:
             _panels(e, layout, activations, a, task, add, opened)
         with e.when(n_task_rows > e.target.tile):
-            drawn.set(e.atomic_add(ticket, e.i64(1)))
+            tickets.draw()
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,15 @@ class _Task:
         return self.w.bias + (self.before + panel) * self.w.bias_step
 
 
-def _n_chunks(w: Fields, size: Value) -> Value:
-    return (w.n_panels + size - 1) // size
-
-
-def _chunk(e: Emitter, a: Fields, size: Value, number: Value) -> tuple[Fields, Value]:
-    """Of all matrices' chunks of `size` panels the one of this number: its matrix, and its first panel there."""
+def _chunk(e: Emitter, a: Fields, number: Value) -> tuple[Fields, Value]:
+    """Of all matrices' chunks the one of this number: its matrix, and its first panel there."""
     chunk, at = e.var(number), e.var(a.matrices)
     with e.repeat_while() as not_yet:
-        here = _n_chunks(MATRIX.read(e, at.value), size)
-        not_yet(chunk.value >= here)
-        chunk.set(chunk.value - here)
+        here = MATRIX.read(e, at.value)
+        not_yet(chunk.value >= here.n_chunks)
+        chunk.set(chunk.value - here.n_chunks)
         at.set(at.value + 8 * MATRIX.size)
-    return MATRIX.read(e, at.value), chunk.value * size
+    return MATRIX.read(e, at.value), chunk.value * a.chunk
 
 
 def _onward(task: _Task, then: Value) -> Onward:

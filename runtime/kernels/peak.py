@@ -12,6 +12,7 @@ from .emit import Emitter
 from .jit import Kernel
 from .products_int8 import PREFETCH_BYTES
 from .records import Record
+from .tickets import COUNTERS, Tickets
 from .values import I8, I32, Value, vec
 
 READ = Record("address", "tasks", "sums")
@@ -34,11 +35,13 @@ def products_per_round(lanes: int) -> int:
 
 def read(e: Emitter) -> None:
     """Step: add up all 32-bit words of the buffer, in tasks that the threads draw."""
-    record, _, _, ticket = e.args
+    record, _, threads, _ = e.args
     fields, lanes = READ.read(e, record), e.target.lanes
     ty, n = vec(I32, lanes), 8
+    tickets = Tickets(e, fields.tasks, e.min(threads, COUNTERS))
+    tickets.draw()
     with e.repeat_while() as go_on_if:
-        task = e.atomic_add(ticket, e.i64(1))
+        task = tickets.number
         go_on_if(task < fields.tasks)
         sums = [e.var(e.zero(ty)) for _ in range(n)]
         start = fields.address + task * READ_TASK
@@ -48,6 +51,7 @@ def read(e: Emitter) -> None:
             for i, total in enumerate(sums):
                 total.set(total.value + e.load(start + offset + i * 4 * lanes, ty))
         e.store(_sum([total.value for total in sums]), fields.sums + task * (4 * lanes))
+        tickets.draw()
 
 
 def dot(e: Emitter) -> None:

@@ -1,14 +1,14 @@
 """Running a program of steps on several threads.  Enters: the address of a SYNC area; leaves: every step done.
 
-A step's tasks are drawn from a ticket counter, so no thread has a share of its own: whoever runs takes part.  A thread
+A step's tasks are drawn from ticket counters, so no thread has a share of its own: whoever runs takes part.  A thread
 enters the current step, draws tasks until none is left, and leaves; the last one inside closes the step, and a step
 waits for nobody who is not inside it.  So one thread whose core a neighbour took holds nobody up unless it was in the
 middle of a task: the others do its work, and it joins at the step that is current when it comes back.
 
 All that is one 64-bit word, changed by compare-and-exchange only: the number of threads inside, whether a program
 runs, and the position, which counts steps for as long as the pool lives.  Who enters has seen all that was written in
-the steps before: leaving releases, entering acquires.  Tickets of even and odd steps are two counters; the one of the
-next step is reset by the thread that closes the current one, when nobody can be drawing from it.
+the steps before: leaving releases, entering acquires.  Even and odd steps have counters of their own; those of the
+next step are reset by the thread that closes the current one, when nobody can be drawing from them.
 
 A waiting thread spins for a short while, offers its core to others that want it, and then sleeps in the operating
 system, so an idle pool uses no CPU.
@@ -21,11 +21,12 @@ import sys
 
 from .emit import Emitter
 from .jit import Kernel
+from .tickets import COUNTERS
 from .values import I32, I64, Value
 
 # The SYNC area: fields on cache lines of their own, as byte offsets.
 STATE = 0  # int64: threads inside (bits 0..30), RUNNING, position (bits 32..63)
-TICKETS = 64  # int64 at 64 and at 128: next task of the even and of the odd step
+TICKETS = 64  # int64 [COUNTERS] at 64 and at 128: next tasks of the even and of the odd step (tickets.py)
 SLEEPERS = 192  # int64: threads that may be asleep
 STOP = 256  # int64: 1 ends the workers
 PROGRAM = 320  # int64: address of the table int64 [n_steps, 2]
@@ -94,6 +95,11 @@ def _wake(e: Emitter, sync: Value, method: str) -> None:
             e.call("syscall", I64, [e.i64(int(method[5:])), word, e.i64(_FUTEX_WAKE_PRIVATE), everyone, none])
 
 
+def _reset(e: Emitter, tickets: Value) -> None:
+    for i in range(COUNTERS):
+        e.atomic_store(e.i64(0), tickets + 8 * i)
+
+
 def _enter(e: Emitter, sync: Value) -> tuple[Value, Value]:
     """Enter the current step if a program runs; return whether that is so, and the position."""
     state, inside = e.var(e.atomic_load(sync + STATE, I64)), e.var(e.i64(0))
@@ -128,7 +134,7 @@ def _steps(e: Emitter, sync: Value, first: Value, thread: Value, threads: Value,
             try_again_if(left.value.equals(0))
             last = (state.value & _INSIDE).equals(1)
             with e.when(last):
-                e.atomic_store(e.i64(0), sync + TICKETS + 64 - parity * 64)
+                _reset(e, sync + TICKETS + 64 - parity * 64)
             closed = ((state.value >> 32) + 1 << 32) + more * _RUNNING + stays
             seen, done = e.compare_exchange(sync + STATE, state.value, e.select(last, closed, state.value - 1))
             state.set(seen)
@@ -159,7 +165,7 @@ def lead(e: Emitter, method: str) -> None:
     first = (e.atomic_load(sync + STATE, I64) >> 32) + 1
     e.store(first.to(I32), sync + FIRST)
     for ticket in (TICKETS, TICKETS + 64):
-        e.atomic_store(e.i64(0), sync + ticket)
+        _reset(e, sync + ticket)
     running = e.select(e.load(sync + N_STEPS, I64) > 0, e.i64(_RUNNING), e.i64(0))
     e.atomic_store((first << 32) + running, sync + STATE)
     _wake(e, sync, method)
@@ -171,7 +177,7 @@ def alone(e: Emitter, method: str) -> None:
     (sync,) = e.args
     table, n_steps = e.load(sync + PROGRAM, I64), e.load(sync + N_STEPS, I64)
     with e.loop(0, n_steps) as step:
-        e.atomic_store(e.i64(0), sync + TICKETS)
+        _reset(e, sync + TICKETS)
         kernel, record = e.load(table + step * 16, I64), e.load(table + step * 16 + 8, I64)
         e.call_address(kernel, [record, e.i64(0), e.i64(1), sync + TICKETS])
 
