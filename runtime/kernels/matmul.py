@@ -78,10 +78,7 @@ def matmul(e: Emitter, name: str, add: bool, activations: str, experts: bool, fu
         return _Task(w, before, first, e.min(first + a.chunk, w.n_panels), first_row, end_row)
 
     n_tasks = token_blocks * n_chunks
-    regions = e.i64(1)  # where all threads read a panel at about the same time, one brings it for the others
-    if not experts:
-        regions = e.select(n_rows <= e.target.tile, e.min(threads, COUNTERS), regions)
-    tickets = Tickets(e, n_tasks, regions)
+    tickets = Tickets(e, n_tasks, e.min(threads, COUNTERS))
     tickets.draw()
     with e.repeat_while() as go_on_if:
         go_on_if(tickets.number < n_tasks)
