@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from command_line import assert_clean_error, halfbyte
@@ -14,7 +16,7 @@ from halfbyte import LLM, convert_checkpoint
 from halfbyte.errors import UsageError
 from halfbyte.runtime import machine
 from halfbyte.runtime.engine import engine as engine_module
-from halfbyte.runtime.engine.memory import Memory, Tally
+from halfbyte.runtime.engine.memory import Arena, Memory, Tally
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,19 @@ def test_every_map_of_an_engine_was_counted(tiny_gguf: Path, monkeypatch: pytest
     monkeypatch.setattr(Memory, "__init__", counted)
     with LLM(tiny_gguf, threads=1, ubatch=100):
         assert sum(taken) == need
+
+
+def test_an_arena_gives_each_its_own_bytes() -> None:
+    """Parts lie side by side and are zero, and what finds no room is memory of its own."""
+    arena = Arena(3 * mmap.PAGESIZE, "a test")
+    parts = [arena(100, "a page"), arena(mmap.PAGESIZE + 1, "two pages"), arena(1, "no page is left")]
+    assert [part.nbytes for part in parts] == [mmap.PAGESIZE, 2 * mmap.PAGESIZE, mmap.PAGESIZE]
+    assert parts[1].address == parts[0].address + mmap.PAGESIZE
+    for i, part in enumerate(parts):
+        whole = part.array(np.uint8, (part.nbytes,))
+        assert not whole.any() and whole.ctypes.data == part.address
+        whole.fill(i + 1)
+    assert [set(part.array(np.uint8, (part.nbytes,)).tolist()) for part in parts] == [{1}, {2}, {3}]
 
 
 @pytest.mark.parametrize(

@@ -67,17 +67,17 @@ class _Part(Memory):
 class Arena:
     """One map of `nbytes`, of which each call takes the next: so small tensors lie in huge pages, too.
 
-    Raises UsageError as `Memory` does.
+    What is asked for when it is used up gets a map of its own.  Raises UsageError as `Memory` does.
     """
 
     def __init__(self, nbytes: int, what: str):
         self._whole, self._used = Memory(nbytes, what), 0
 
     def __call__(self, nbytes: int, what: str) -> Memory:
-        part = _Part(self._whole, self._used, _whole_pages(nbytes))
-        self._used += part.nbytes
-        assert self._used <= self._whole.nbytes, what
-        return part
+        first, self._used = self._used, self._used + _whole_pages(nbytes)
+        if self._used > self._whole.nbytes:
+            return Memory(nbytes, what)
+        return _Part(self._whole, first, self._used - first)
 
 
 class Tally:
