@@ -117,8 +117,8 @@ def add_blocks(
             size_of = panels[1] - panels[0]
             ahead = e.select(i * step_bytes + ahead < size_of, ahead, ahead + size_of * (len(panels) - 1))
         if few:
-            if onward is not None:
-                ahead = e.select(blocks[-1] + ahead >= onward.end, ahead + onward.jump, ahead)
+            if onward is not None:  # opaque: with AVX2, LLVM spills sums of Q5_1 otherwise
+                ahead = e.opaque(e.select(blocks[-1] + ahead >= onward.end, ahead + onward.jump, ahead))
             for block in blocks:
                 _prefetch(e, block + ahead, header)
         apart = []
