@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import architectures
@@ -17,7 +18,7 @@ from halfbyte.errors import HalfbyteWarning, ModelFileError
 from halfbyte.quant.formats import FORMATS, READ_ONLY
 from halfbyte.quant.gguf_reader import open_gguf
 from halfbyte.runtime.engine import turned
-from halfbyte.runtime.engine.memory import Memory, Tally
+from halfbyte.runtime.engine.memory import Arena, Memory, Tally
 
 WIDE = {"hidden": 256, "ffn": 256, "layers": 1, "vocab": 420}
 IDS = [5, 17, 300, 2, 2, 99]
@@ -77,7 +78,7 @@ def test_what_is_told_is_what_it_takes(models: Models, tmp_path: Path, monkeypat
     """One line; its memory, with that of the file, is what the engine's matrices and tables take."""
     file = with_type(models, "tq2_0", tmp_path / "m.gguf")
     counted = Tally()
-    monkeypatch.setattr(Memory, "__init__", _counting(Memory.__init__, counted))
+    monkeypatch.setattr(Arena, "__call__", _counting(Arena.__call__, counted))
     with pytest.warns(HalfbyteWarning) as caught, opened(file):
         pass
     (line,) = [str(warning.message) for warning in caught]
@@ -89,11 +90,11 @@ def test_what_is_told_is_what_it_takes(models: Models, tmp_path: Path, monkeypat
     assert counted.weight_bytes >= bytes_there * 84 / 66
 
 
-def _counting(start: object, tally: Tally) -> object:
-    def count(self: Memory, nbytes: int, what: str) -> None:
-        start(self, nbytes, what)
+def _counting(take: Callable[[Arena, int, str], Memory], tally: Tally) -> Callable[[Arena, int, str], Memory]:
+    def count(self: Arena, nbytes: int, what: str) -> Memory:
         if what.startswith("tensor"):
             tally.weights(nbytes, what)
+        return take(self, nbytes, what)
 
     return count
 
