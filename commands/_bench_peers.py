@@ -1,10 +1,11 @@
 """Measure halfbyte and other engines in turns on the same weights: MODEL...
 
 Each engine runs in a process of its own, and they take turns run by run, so that all see the same machine: halfbyte,
-llama.cpp (pip install llama-cpp-python; its better way of two to lay out weights counts), and with --checkpoint FOLDER
-transformers on torch in bf16.  What the machine itself can do, a plain read of memory and byte products in registers,
-is measured in the same turns, and each figure shows how much of it was used: prompts (pp) of the products, generation
-(tg) of the read.  Figures are medians; the ratio's spread is that of single turns.
+llama.cpp (pip install llama-cpp-python; its better way of two to lay out weights counts), OpenVINO (pip install
+openvino-genai), and with --checkpoint FOLDER transformers on torch in bf16.  What the machine itself can do, a plain
+read of memory and byte products in registers, is measured in the same turns, and each figure shows how much of it was
+used: prompts (pp) of the products, generation (tg) of the read.  Figures are medians; the ratio's spread is that of
+single turns.
 
 As it stands, a 1B model takes about half an hour: choose with -p -n -d -t --batch -r.  All engines are in memory at
 the same time.
@@ -31,7 +32,9 @@ def main(argv: list[str]) -> int:
     parser = _options.command_parser("bench peers", __doc__, "MODEL...")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="GGUF files")
     parser.add_argument("--checkpoint", metavar="FOLDER", type=Path, help="the models' checkpoint, for transformers")
-    parser.add_argument("--peers", metavar="LIST", default="", help="llama.cpp, transformers (default: all)")
+    parser.add_argument(
+        "--peers", metavar="LIST", default="", help="llama.cpp, openvino-genai, transformers (default: all)"
+    )
     parser.add_argument(
         "-p", "--n-prompt", metavar="LIST", default="128,512", help="prompt tokens; 0: none (default: 128,512)"
     )

@@ -247,7 +247,7 @@ def test_every_engine_says_how_to_get_it():
         assert name == "halfbyte" or engine.install.startswith("pip install ")
     assert known_peers([]) == list(PEERS)
     assert known_peers(["transformers", "llama.cpp", "transformers"]) == ["transformers", "llama.cpp"]
-    with pytest.raises(UnsupportedError, match=r"'gpt' is not supported; supported: llama\.cpp, transformers"):
+    with pytest.raises(UnsupportedError, match=r"'gpt' is not supported; supported: llama\.cpp, openvino-genai, transformers"):
         known_peers(["gpt"])
 
 
@@ -286,7 +286,7 @@ def test_the_command_measures_halfbyte_and_names_what_a_peer_needs(tiny_gguf, tm
         (["m.gguf", "--batch", "0"], 2, "--batch is '0'; allowed: numbers from 1"),
         (["m.gguf", "-t", "-2"], 2, "-t is '-2'"),
         (["m.gguf", "-r", "0"], 2, "-r is 0"),
-        (["m.gguf", "--peers", "gpt"], 3, "llama.cpp, transformers"),
+        (["m.gguf", "--peers", "gpt"], 3, "llama.cpp, openvino-genai, transformers"),
         (["m.gguf", "--checkpoint", "nowhere"], 2, "config.json"),
         (["m.gguf", "--checkpoint", "other"], 2, "is not the model of"),
         (["m.gguf", "--picture", "nowhere/p.png"], 2, "no such folder"),

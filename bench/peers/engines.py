@@ -60,6 +60,14 @@ ENGINES = {
     "llama.cpp, no repack": Engine(
         "llama.cpp", "llamacpp", "LlamaCppPlain", _LLAMA, ("llama_cpp",), f"pip install {_LLAMA}"
     ),
+    "openvino-genai": Engine(
+        "openvino-genai",
+        "openvino",
+        "OpenVino",
+        "openvino-genai",
+        ("openvino", "openvino_genai"),
+        "pip install openvino-genai",
+    ),
     "transformers": Engine(
         "transformers",
         "transformers_bf16",
