@@ -1,12 +1,16 @@
 """`halfbyte bench peers`: the arithmetic of its figures, its processes, and the command on a tiny model."""
 
 import json
+import math
 import os
 import signal
 
+import architectures
 import pytest
 from command_line import assert_clean_error, halfbyte
+from gguf_models import opened
 
+from halfbyte import convert_checkpoint
 from halfbyte.bench.peers.base import Files
 from halfbyte.bench.peers.comparison import Comparison, known_peers
 from halfbyte.bench.peers.engines import ENGINES, PEERS
@@ -130,6 +134,24 @@ def test_sizes_are_those_of_the_matrices_that_are_multiplied(tiny_gguf):
     assert sizes.position == 2 * 2 * 2 * 16  # keys and values, layers, KV heads, head's elements
 
 
+def test_of_experts_those_are_read_that_tokens_go_to(tmp_path):
+    """A token goes to two of five: one reads them, of two tokens the second mostly reads some others."""
+    source = architectures.build(tmp_path / "checkpoint", architectures.BY_NAME["mixtral"])
+    path = convert_checkpoint(source, tmp_path / "m.gguf", "q8_0").path
+    sizes = read_sizes(path)
+    with open_gguf(path) as file, opened(path) as engine:
+        experts = [view for name, view in file.tensors.items() if "_exps." in name]
+        assert (sizes.expert_weights, sizes.used) == (sum(math.prod(view.shape) for view in experts), 2 / 5)
+        assert sizes.expert_bytes == sum(view.nbytes for view in experts)
+        # The engine's panels are padded to whole vectors.
+        assert sizes.bytes_per_token(Case(0, 1, -1), None, 2) == pytest.approx(engine.bytes_per_token, rel=0.1)
+    one, two = (sizes.bytes_per_token(Case(0, 1, -1, batch), None, 2) * batch for batch in (1, 2))
+    assert two - one == pytest.approx((1 - 0.6**2 - 0.4) * sizes.expert_bytes)
+    assert sizes.operations_per_token(Case(10**9, 0, 0)) == pytest.approx(
+        2 * (sizes.layer_weights + 0.4 * sizes.expert_weights)
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # table and picture
 
@@ -247,7 +269,9 @@ def test_every_engine_says_how_to_get_it():
         assert name == "halfbyte" or engine.install.startswith("pip install ")
     assert known_peers([]) == list(PEERS)
     assert known_peers(["transformers", "llama.cpp", "transformers"]) == ["transformers", "llama.cpp"]
-    with pytest.raises(UnsupportedError, match=r"'gpt' is not supported; supported: llama\.cpp, openvino-genai, transformers"):
+    with pytest.raises(
+        UnsupportedError, match=r"'gpt' is not supported; supported: llama\.cpp, openvino-genai, transformers"
+    ):
         known_peers(["gpt"])
 
 

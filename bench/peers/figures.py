@@ -21,6 +21,8 @@ from .turns import PEAK, STARTS, Case, Series
 BYTES = (STARTS["resident"], PEAK)
 """Figures in bytes; those with a case are tokens per second, the others seconds."""
 
+_EXPERTS = "_exps.weight"  # how names of tensors of experts end
+
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -30,27 +32,37 @@ class ModelSizes:
     output_weights  elements of the output matrix, multiplied with the last token only
     matrix_bytes    bytes of both in the GGUF file
     position        elements of keys and values of one position
+    expert_weights  elements of all experts' matrices, and
+    expert_bytes    their bytes in the file
+    used            part of the experts that a token is multiplied with
     """
 
     layer_weights: int
     output_weights: int
     matrix_bytes: int
     position: int
+    expert_weights: int = 0
+    expert_bytes: int = 0
+    used: float = 1.0
 
     def bytes_per_token(self, case: Case, weight_bytes: float | None, cache_bytes: float) -> float:
         """Return the bytes of weights, keys and values that generating one token reads, on average over the case.
 
         weight_bytes, cache_bytes  of one element, as an engine holds them (base.Peer)
+
+        Sequences of a batch are taken to go to experts by chance, so that some are read for several of them.
         """
-        weights = (
-            self.matrix_bytes if weight_bytes is None else weight_bytes * (self.layer_weights + self.output_weights)
-        )
+        read = 1 - (1 - self.used) ** case.batch
+        if weight_bytes is None:
+            weights = self.matrix_bytes + read * self.expert_bytes
+        else:
+            weights = weight_bytes * (self.layer_weights + self.output_weights + read * self.expert_weights)
         positions = case.n_depth + (case.n_gen + 1) / 2
         return weights / case.batch + cache_bytes * self.position * positions
 
     def operations_per_token(self, case: Case) -> float:
         """Return the multiplications and additions with weights that a token of the case's prompt takes, on average."""
-        return 2 * (self.layer_weights + self.output_weights / case.n_prompt)
+        return 2 * (self.layer_weights + self.used * self.expert_weights + self.output_weights / case.n_prompt)
 
 
 @dataclass(frozen=True)
@@ -114,14 +126,19 @@ def read_sizes(path: Path) -> ModelSizes:
     """Return the sizes of the model in a GGUF file; raises ModelFileError or UnsupportedError."""
     with open_gguf(path) as file:
         model = read_model(file)
-        matrices = {name: view for name, view in file.tensors.items() if len(view.shape) == 2}
+        matrices = {name: view for name, view in file.tensors.items() if len(view.shape) > 1}
         output = matrices.get("output.weight", matrices["token_embd.weight"])
-        layers = [view for name, view in matrices.items() if name.startswith("blk.")]
+        experts = [view for name, view in matrices.items() if name.endswith(_EXPERTS)]
+        layers = [view for name, view in matrices.items() if name.startswith("blk.") and not name.endswith(_EXPERTS)]
+        used = file.get_int(f"{file.get_str('general.architecture')}.expert_used_count") if experts else 1
         return ModelSizes(
             layer_weights=sum(math.prod(view.shape) for view in layers),
             output_weights=math.prod(output.shape),
             matrix_bytes=sum(view.nbytes for view in layers) + output.nbytes,
             position=2 * model.n_layers * model.n_kv_heads * model.head_dim,
+            expert_weights=sum(math.prod(view.shape) for view in experts),
+            expert_bytes=sum(view.nbytes for view in experts),
+            used=used / experts[0].shape[0] if experts else 1.0,
         )
 
 
