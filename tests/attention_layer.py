@@ -114,6 +114,7 @@ class Layer:
     def sequence(self) -> Sequence:
         made = Sequence(self.pool)
         made.offsets = self.heap.place(made.offsets)
+        made.offsets_address = int(made.offsets.ctypes.data)
         return made
 
     def step(self, parts: list[tuple[Sequence, Tokens]]) -> list[np.ndarray]:

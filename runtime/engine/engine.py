@@ -66,12 +66,15 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class _Pass:
-    """A forward pass: its program, and where it leaves up to `most` rows of `columns` numbers."""
+    """A forward pass: its program, and where it leaves results, float32 [at most so many rows, columns]."""
 
     program: Program
-    out: Rows
-    most: int
-    columns: int
+    results: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, program: Program, out: Rows, most: int, columns: int) -> _Pass:
+        """A program that leaves up to `most` rows of `columns` numbers in `out`."""
+        return cls(program, out.memory.array(np.float32, (most, out.stride // 4))[:, :columns])
 
 
 class Engine:
@@ -132,7 +135,7 @@ class Engine:
             raise
         self._weights = weights
         self._builder = builder
-        self._main = _Pass(builder.finish(), self._out, self.max_outputs, self.model.n_out)
+        self._main = _Pass.of(builder.finish(), self._out, self.max_outputs, self.model.n_out)
         self._embedding = None if self.model.causal else self._main
 
     @contextmanager
@@ -235,13 +238,13 @@ class Engine:
         if self._embedding is None:  # a decoder that was not asked before: the layers are the same
             out = self._builder.end_at_output_norm()
             self.library.load(self._builder.kernels())
-            self._embedding = _Pass(self._builder.finish(), out, self.n_ubatch, self.model.n_embd)
+            self._embedding = _Pass.of(self._builder.finish(), out, self.n_ubatch, self.model.n_embd)
         return self._run(parts, self._embedding)
 
     def _run(self, parts: Items[Part], forward: _Pass) -> NDArray[np.float32]:
         if self._closed:
             raise UsageError("the model is closed; load it again to use it")
-        rows = self._checked_rows(parts, forward.most)
+        rows = self._checked_rows(parts, len(forward.results))
         lengths = [len(part.sequence) for part in parts]
         try:
             n_outputs = self._inputs.fill(parts)
@@ -251,8 +254,7 @@ class Engine:
             for part, length in zip(parts, lengths, strict=True):
                 part.sequence.truncate(length)
             raise
-        out, stride = forward.out, forward.out.stride // 4
-        return out.memory.array(np.float32, (forward.most, stride))[:n_outputs, : forward.columns]
+        return forward.results[:n_outputs]
 
     def _checked_rows(self, parts: Items[Part], most_outputs: int) -> int:
         """Return how many rows `parts` have; compiled code believes what it is told, so all of it is checked here."""
@@ -266,7 +268,7 @@ class Engine:
         for part in parts:
             if not 0 <= part.outputs <= len(part.tokens):
                 raise ValueError(f"{part.outputs} outputs of {len(part.tokens)} tokens")
-            if not all(0 <= token < n_vocab for token in part.tokens):
+            if part.tokens and (min(part.tokens) < 0 or max(part.tokens) >= n_vocab):
                 raise ValueError(f"tokens {part.tokens} are not all of the {n_vocab} in the vocabulary")
             if not self.model.causal and (len(part.sequence) or part.outputs < len(part.tokens)):
                 raise ValueError("an encoder takes whole sequences, and gives all of their rows")

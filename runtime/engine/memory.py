@@ -8,6 +8,7 @@ it cannot back and kills the process later, so an engine is laid out first with 
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import time
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class Memory:
 
     def array(self, dtype: type, shape: tuple[int, ...], offset: int = 0) -> NDArray:
         """A view of `shape` and `dtype` from byte `offset` on."""
-        n = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        n = math.prod(shape) * np.dtype(dtype).itemsize
         return self._bytes[offset : offset + n].view(dtype).reshape(shape)
 
     def begin(self) -> None:
