@@ -74,6 +74,3 @@ class GuardedMemory(Memory):
         self.nbytes = nbytes
         self._bytes = self.heap.place(np.zeros(nbytes, np.uint8))
         self.address = address(self._bytes)
-
-    def begin(self) -> None:
-        """Its pages are there already."""

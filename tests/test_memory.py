@@ -16,7 +16,6 @@ from halfbyte import LLM, convert_checkpoint
 from halfbyte.errors import UsageError
 from halfbyte.runtime import machine
 from halfbyte.runtime.engine import engine as engine_module
-from halfbyte.runtime.engine import memory
 from halfbyte.runtime.engine.memory import Arena, Memory, Tally
 
 
@@ -104,32 +103,6 @@ def test_an_arena_gives_each_its_own_bytes() -> None:
         assert not whole.any() and whole.ctypes.data == part.address
         whole.fill(i + 1)
     assert [set(part.array(np.uint8, (part.nbytes,)).tolist()) for part in parts] == [{1}, {2}, {3}]
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="tells what was advised on Linux only")
-@pytest.mark.parametrize(("slow", "n", "advised"), [(0, 3, "nh"), (60, 3, "hg"), (0, 1, "hg")])
-def test_slow_huge_pages_are_asked_for_no_longer(
-    slow: float, n: int, advised: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The map of an arena after one of its parts, of `n` huge pages: two slow ones tell, one does not."""
-    monkeypatch.setattr(memory, "SLOW", slow)
-    arena = Arena(8 * memory.HUGE_PAGE, "a test")
-    arena(100, "a page")
-    part = arena(n * memory.HUGE_PAGE, "huge pages")
-    part.begin()
-    assert advised in advice_at(part.address)
-    assert not part.array(np.uint8, (part.nbytes,)).any()
-
-
-def advice_at(address: int) -> list[str]:
-    """The kernel's flags of the map that holds `address`."""
-    found = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if bounds := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
-            found = int(bounds[1], 16) <= address < int(bounds[2], 16)
-        if found and line.startswith("VmFlags:"):
-            return line.split()[1:]
-    raise AssertionError(f"no map at {address:#x}")
 
 
 @pytest.mark.parametrize(

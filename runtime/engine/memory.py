@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,30 +19,8 @@ from numpy.typing import NDArray
 from ...errors import UsageError
 
 HUGE_PAGE = 2 << 20
-SLOW = 1e-3
-"""Seconds: a huge page takes 0.1 ms, or 4.7 where a virtual machine's host has yet to find its 512 pages."""
 # Python maps shared by default, and Linux gives huge pages to private maps only.
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-
-
-class _Map(mmap.mmap):
-    """Zeroed bytes of the system, in huge pages where it has them."""
-
-    def __new__(cls, nbytes: int) -> _Map:
-        made = super().__new__(cls, -1, nbytes, **_PRIVATE)
-        made.asks_for_huge = nbytes >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE")
-        if made.asks_for_huge:
-            made._advise("MADV_HUGEPAGE")
-        return made
-
-    def advise_small(self) -> None:
-        """Small pages for what is touched from now on."""
-        self.asks_for_huge = False
-        self._advise("MADV_NOHUGEPAGE")
-
-    def _advise(self, name: str) -> None:
-        with contextlib.suppress(OSError):  # only an advice
-            self.madvise(getattr(mmap, name))
 
 
 class Memory:
@@ -55,9 +32,12 @@ class Memory:
     def __init__(self, nbytes: int, what: str):
         self.nbytes = _whole_pages(nbytes)
         try:
-            self._map = _Map(self.nbytes)
+            self._map = mmap.mmap(-1, self.nbytes, **_PRIVATE)
         except (OSError, OverflowError, ValueError) as error:
             raise UsageError(f"no memory for {what}: {_size(self.nbytes)} wanted ({error})") from error
+        if self.nbytes >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # only an advice
+                self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self.address = int(self._bytes.ctypes.data)
 
@@ -65,22 +45,6 @@ class Memory:
         """A view of `shape` and `dtype` from byte `offset` on."""
         n = math.prod(shape) * np.dtype(dtype).itemsize
         return self._bytes[offset : offset + n].view(dtype).reshape(shape)
-
-    def begin(self) -> None:
-        """Touch two huge pages before they hold anything; where both are slow ask for small ones from now on.
-
-        A virtual machine has small pages from its host already, mostly; they are as quick to read where the host's are
-        small, too (decoding 0.97 to 1.01 of before, prompts 1.00), and a 1B model loads in 0.5 s instead of 1.1.
-        """
-        first = -self.address % HUGE_PAGE
-        for offset in (first, first + HUGE_PAGE):  # twice: once could be an interruption
-            if not self._map.asks_for_huge or offset >= self.nbytes:
-                return
-            began = time.perf_counter()
-            self._bytes[offset] = 0
-            if time.perf_counter() - began < SLOW:
-                return
-        self._map.advise_small()
 
 
 Allocate = Callable[[int, str], Memory]  # (bytes, what for)
@@ -99,7 +63,6 @@ class _Part(Memory):
     def __init__(self, whole: Memory, first: int, nbytes: int):
         self.nbytes, self.address = nbytes, whole.address + first
         self._bytes = whole.array(np.uint8, (nbytes,), first)
-        self._map = whole._map
 
 
 class Arena:

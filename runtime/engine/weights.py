@@ -74,15 +74,6 @@ class Norm:
     head_step: int = 0
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A matrix whose panels, in `memory`, are still to be filled from `rows`."""
-
-    rows: SourceRows
-    matrix: Matrix
-    memory: Memory
-
-
 class Weights:
     """The tensors of one model, each taken by name with the shape that the hyper-parameters promise.
 
@@ -92,7 +83,7 @@ class Weights:
     def __init__(self, file: GgufFile, library: Library, activations: str = "int8", allocate: Allocate = Memory):
         self._file, self._library, self._activations, self._allocate = file, library, activations, allocate
         self._memory: list[Memory] = []
-        self._pending: list[_Pending] = []
+        self._pending: list[tuple[SourceRows, Matrix]] = []
         self._pending_tables: list[tuple[SourceRows, Memory]] = []
         self._vectors: list[NDArray[np.float32]] = []
         # The reader of the hyper-parameters has these.
@@ -234,7 +225,7 @@ class Weights:
         matrix = Matrix(
             found.view.name, layout, activations, rows, columns, memory.address, panel_bytes, panels, bias, count
         )  # fmt: skip
-        self._pending.append(_Pending(found, matrix, memory))
+        self._pending.append((found, matrix))
         return matrix
 
     def check_complete(self) -> None:
@@ -245,7 +236,7 @@ class Weights:
 
     def kernels(self) -> list[Kernel]:
         """The kernels that `pack` needs."""
-        return list(dict.fromkeys(pack_kernel(pending.matrix.layout.name) for pending in self._pending))
+        return list(dict.fromkeys(pack_kernel(matrix.layout.name) for _, matrix in self._pending))
 
     def pack(self, threads: ThreadPool, progress: Callable[[int, int], None] | None = None) -> None:
         """Fill the panels of every matrix asked for; `progress` gets (bytes done, bytes in all).
@@ -253,7 +244,7 @@ class Weights:
         Says in a HalfbyteWarning which types were turned into others.  Raises ModelFileError for a block of such a
         type that is not finite.
         """
-        everything = [pending.rows for pending in self._pending] + [rows for rows, _ in self._pending_tables]
+        everything = [rows for rows, _ in (*self._pending, *self._pending_tables)]
         turned = [rows for rows in everything if rows.layout.name != rows.view.layout.name]
         if turned:
             warnings.warn(describe_turned(self._file.path, turned), HalfbyteWarning, stacklevel=2)
@@ -261,47 +252,43 @@ class Weights:
             for first, part in rows.turned(1, threads.threads):
                 memory.array(np.uint8, part.shape, first * rows.row_bytes)[:] = part
             rows.view.release()
-        done, total = 0, sum(pending.rows.view.nbytes for pending in self._pending)
+        done, total = 0, sum(rows.view.nbytes for rows, _ in self._pending)
         for batch in self._batches():
             self._pack_batch(batch, threads)
-            for pending in batch:
-                pending.rows.view.release()
-                done += pending.rows.view.nbytes
+            for rows, _ in batch:
+                rows.view.release()
+                done += rows.view.nbytes
                 if progress:
                     progress(done, total)
         self._pending, self._pending_tables = [], []
 
-    def _batches(self) -> Iterator[list[_Pending]]:
+    def _batches(self) -> Iterator[list[tuple[SourceRows, Matrix]]]:
         """Yield what is pending, as many matrices at once as were packed in _PERIOD before; turned ones alone."""
-        batch: list[_Pending] = []
+        batch: list[tuple[SourceRows, Matrix]] = []
         nbytes, limit = 0, _FIRST_BATCH
-        for pending in self._pending:
-            rows = pending.rows
-            if batch and (rows.is_turned or batch[0].rows.is_turned or nbytes + rows.view.nbytes > limit):
+        for rows, matrix in self._pending:
+            if batch and (rows.is_turned or batch[0][0].is_turned or nbytes + rows.view.nbytes > limit):
                 began = time.monotonic()
                 yield batch
                 speed = nbytes / max(time.monotonic() - began, 1e-3)
                 batch, nbytes, limit = [], 0, min(int(speed * _PERIOD), _LARGEST_BATCH)
-            batch.append(pending)
+            batch.append((rows, matrix))
             nbytes += rows.view.nbytes
         if batch:
             yield batch
 
-    def _pack_batch(self, batch: list[_Pending], threads: ThreadPool) -> None:
+    def _pack_batch(self, batch: list[tuple[SourceRows, Matrix]], threads: ThreadPool) -> None:
         """Pack a batch in one call, in which nobody waits for the interpreter lock: the tokenizer's thread has it."""
-        for pending in batch:
-            pending.memory.begin()
-        if batch[0].rows.is_turned:
-            self._pack_turned(batch[0].rows, batch[0].matrix, threads)
+        rows, matrix = batch[0]
+        if rows.is_turned:
+            self._pack_turned(rows, matrix, threads)
             return
-        matrices = [pending.matrix for pending in batch]
         records = [
-            self._record(pending.rows, matrix, 0, matrix.count, matrix.rows, pending.rows.view.address())
-            for pending, matrix in zip(batch, matrices, strict=True)
+            self._record(rows, matrix, 0, matrix.count, matrix.rows, rows.view.address()) for rows, matrix in batch
         ]
         steps = [
             (self._library.address(pack_kernel(matrix.layout.name)), record.ctypes.data)
-            for matrix, record in zip(matrices, records, strict=True)
+            for (_, matrix), record in zip(batch, records, strict=True)
         ]
         threads.run(np.array(steps, np.int64))
 
