@@ -78,6 +78,10 @@ class Target:
         """Panels that a single row reads side by side, as streams of memory."""
         return self.shape(layout)[0]
 
+    def asks_afar(self, layout: BlockLayout) -> bool:
+        """Whether a single row asks for a line of each block FAR_BYTES ahead: where that is in memory is known then."""
+        return False
+
     def keeps_sums(self, layout: BlockLayout, vectors: int) -> bool:
         """Whether the float sums of a tile, so many vectors, stay in registers while those of whole numbers grow."""
         return self.registers >= 32 or vectors < 4

@@ -82,6 +82,14 @@ class Avx512Vnni(_Vnni):
         has_room = layout.parts > 1 or not layout.minimum
         return self.shapes[0] if self.is_amd and has_room else super().shape(layout)
 
+    def asks_afar(self, layout: BlockLayout) -> bool:
+        """Bytes, which take the fewest instructions for what they read; other types take 0 to 2 % longer so.
+
+        On Zen 5 a 1B model in Q8_0 generates 4 to 5 % faster with one thread, 0 to 3 % with two
+        (with AVX2 as fast).
+        """
+        return self.is_amd and layout.planes == (8,)
+
     @property
     def multiplies_words(self) -> bool:
         """AMD's cores do (Intel's in two, which wait long).  What adds the products has units of its own there."""
