@@ -52,8 +52,12 @@ def test_its_tokens_are_those_of_the_model(model: Path) -> None:
             peer.truncate(32)
         assert heads[1] != heads[2], "the second time it would be the cache's"
         peer.truncate(0)
-        peer.feed([7])
+        peer.feed([7])  # one of them only, and then both
         assert peer._held[0][1:].tolist() == greedy(model, peer._held[0][:1].tolist(), 1)
+        peer.feed(*more)
+        assert [len(held) for held in peer._held] == [42, 41]
+        for held in peer._held:
+            assert held[-1:].tolist() == greedy(model, held[:-1].tolist(), 1)
     finally:
         peer.close()
 

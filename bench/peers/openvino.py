@@ -1,7 +1,8 @@
 """openvino-genai in the comparison.  Enters: a GGUF file; leaves: a `Peer`.
 
 OpenVINO makes a graph of its own of the file; types that it does not know it refuses.  Activations and the KV cache
-have 8 bits there, its defaults.  It is driven through its continuous batching, as `LLMPipeline` is by default.
+have 8 bits there, the rest is bfloat16 where the CPU has it: its defaults.  It is driven through its continuous
+batching, as `LLMPipeline` is by default.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class OpenVino(Peer):
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(path, scheduler, "CPU", properties)
         self._options = openvino_genai.GenerationConfig(max_new_tokens=context, ignore_eos=True)
         self.n_vocab = len(self._pipeline.get_tokenizer().get_vocab())
+        # int64 [n] of each sequence: the tokens that it was given, and that it chose itself
         self._held: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * sequences
-        self._length = 0  # of each sequence that is fed
+        self._lengths = [0] * sequences
         self._requests: list[Any] = []
         self._n_requests = 0
 
@@ -50,7 +52,7 @@ class OpenVino(Peer):
     def feed(self, *rows: list[int]) -> None:
         if len(rows[0]) > 1 or len(rows) != len(self._requests):
             self._begin(rows)
-        self._length += len(rows[0])
+        self._lengths[: len(rows)] = [length + len(rows[0]) for length in self._lengths[: len(rows)]]
         waiting = list(enumerate(self._requests))
         while waiting:
             self._pipeline.step()
@@ -58,24 +60,27 @@ class OpenVino(Peer):
                 if request.can_read():
                     [output] = request.read().values()
                     self._held[i] = np.concatenate([self._held[i], output.generated_ids])
-            waiting = [(i, request) for i, request in waiting if len(self._held[i]) <= self._length]
+            waiting = [(i, request) for i, request in waiting if len(self._held[i]) <= self._lengths[i]]
 
     def _begin(self, rows: tuple[list[int], ...]) -> None:
-        self.truncate(self._length)
+        self._end()
         for i, row in enumerate(rows):
             self._n_requests += 1
-            self._held[i] = np.array([*self._held[i], self._n_requests % self.n_vocab, *row[1:]], np.int64)
+            held = self._held[i][: self._lengths[i]]
+            self._held[i] = np.array([*held, self._n_requests % self.n_vocab, *row[1:]], np.int64)
             prompt = openvino.Tensor(self._held[i][None])
             self._requests.append(self._pipeline.add_request(self._n_requests, prompt, self._options))
 
-    def truncate(self, length: int) -> None:
+    def _end(self) -> None:
         for request in self._requests:
             request.stop()
         if self._requests:
             self._pipeline.step()  # which forgets them
         self._requests = []
-        self._held = [held[:length] for held in self._held]
-        self._length = min(self._length, length)
+
+    def truncate(self, length: int) -> None:
+        self._end()
+        self._lengths = [min(length, held) for held in self._lengths]
 
     def close(self) -> None:
-        self.truncate(0)
+        self._end()

@@ -66,7 +66,7 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class _Pass:
-    """A forward pass: its program, and where it leaves results, float32 [at most so many rows, columns]."""
+    """A forward pass: its program, and where it leaves results, float32 [most, columns]: the first rows of it."""
 
     program: Program
     results: NDArray[np.float32]

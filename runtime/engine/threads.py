@@ -26,7 +26,7 @@ class ThreadPool:
         start = -raw.ctypes.data % 64
         self._sync = raw[start : start + sync.SYNC_BYTES]  # uint8 [SYNC_BYTES], aligned to a cache line
         self._address = int(self._sync.ctypes.data)
-        self._program: NDArray[np.int64] | None = None  # what the area says
+        self._program: NDArray[np.int64] | None = None  # int64 [n_steps, 2], which the area names
         self._lead = library.function(sync.lead_kernel())
         self._alone = library.function(sync.alone_kernel())
         work = library.function(sync.work_kernel())
@@ -50,9 +50,10 @@ class ThreadPool:
         if not self._end.alive:
             raise ValueError("the engine is closed")
         if program is not self._program:  # 20 us, when all that NumPy needs for it comes from memory
-            self._program = program
+            self._program = None  # Ctrl-C may come in between
             _field(self._sync, sync.PROGRAM)[0] = program.ctypes.data
             _field(self._sync, sync.N_STEPS)[0] = len(program)
+            self._program = program
         if alone:
             self._alone(self._address)
         else:
