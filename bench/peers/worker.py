@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -95,10 +96,17 @@ class Worker:
         return {}
 
     def limits(self) -> dict[str, float]:
-        """Return bytes per second of a plain read, and integer operations per second."""
+        """Return bytes per second of a plain read, and integer operations per second.
+
+        What is read for as long as a run takes, as runs are measured: the best of three short reads is 3 to 5 % more
+        where other machines share the memory, which no run of that length reaches.
+        """
         assert self._limits is not None, "machine comes first"
-        read = max(self._limits.read() for _ in range(3))
-        return {"read": read, "operations": self._limits.integer_operations()}
+        reads = [self._limits.read()]
+        start = time.perf_counter()
+        while time.perf_counter() - start < _SECONDS:
+            reads.append(self._limits.read())
+        return {"read": statistics.harmonic_mean(reads[1:]), "operations": self._limits.integer_operations()}
 
     def close(self) -> None:
         """End all threads."""
