@@ -200,6 +200,24 @@ def test_the_whole_vocabulary():
         assert ids_of(as_rows(kept)) == sorted(plain_chain(logits, [], params))
 
 
+@pytest.mark.parametrize("n", [(1 << 15) - 1, 1 << 15, 50_257, 128_256])
+@pytest.mark.parametrize("steps", [1, 40, 0], ids=["all equal", "many equal", "hardly any equal"])
+def test_top_k_and_top_p_of_many_logits_with_ties(n, steps):
+    """Long vocabularies are narrowed down before they are sorted; among equals the first ids stay."""
+    logits = np.random.default_rng(n).normal(size=n) * 3
+    logits = (np.round(logits * steps / 40) if steps else logits).astype(np.float32) * (steps != 1)
+    order = np.lexsort((np.arange(n), -logits))
+    for k in (1, 2, 40, 1024, 1025, n // 2, n - 1):
+        np.testing.assert_array_equal(chain.top_k(chain.Candidates(None, logits), k).ids, np.sort(order[:k]))
+    weights = np.exp(logits[order].astype(np.float64) - logits.max())
+    reached = np.cumsum(weights) / math.fsum(weights)
+    for p in (0.0, 0.1, 0.501, 0.95, 0.9999):
+        count = int(np.searchsorted(reached, p)) + 1
+        if abs(reached[count - 1] - p) > 1e-9 < abs(reached[max(count - 2, 0)] - p):
+            kept = chain.top_p(chain.Candidates(None, logits), p)
+            np.testing.assert_array_equal(kept.ids, np.sort(order[:count]))
+
+
 def test_greedy_takes_the_first_of_equal_logits():
     logits = np.array([1, 5, 5, 2], np.float32)
     for temperature in (0, 0.0, -1.0):

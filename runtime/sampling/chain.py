@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+_GROUPS, _MANY = 4096, 1 << 15  # of many values: see `_possible`
+
 
 class Candidates(NamedTuple):
     """The tokens that are still possible.
@@ -67,9 +69,13 @@ def top_p(candidates: Candidates, p: float) -> Candidates:
     if p >= 1.0 or candidates.logits.size <= 1:
         return candidates
     weights = _weights(candidates.logits)
-    reached = np.cumsum(np.sort(weights)[::-1])
-    keep = int(np.searchsorted(reached, p * reached[-1])) + 1
-    return candidates.take(_highest(weights, keep))
+    total = weights.sum()
+    # Those below this reach less than 1 - p together, so they are not wanted, and mostly they are nearly all.
+    possible = np.flatnonzero(weights >= (1 - p) * total / weights.size)
+    some = weights[possible]
+    falling = np.sort(some)[::-1]
+    keep = min(int(np.searchsorted(np.cumsum(falling), p * total)) + 1, some.size)
+    return candidates.take(possible[_down_to(falling[keep - 1], some, keep)])
 
 
 def min_p(candidates: Candidates, p: float) -> Candidates:
@@ -109,9 +115,27 @@ def _highest(values: NDArray[np.floating], k: int) -> NDArray[np.intp]:
     """Return the indices (intp [k], ascending) of the `k` highest values; among equals the first ones."""
     if k >= values.size:
         return np.arange(values.size)
-    border = np.partition(values, values.size - k)[values.size - k]
+    possible = _possible(values, k) if values.size >= _MANY and k <= _GROUPS // 4 else None
+    some = values if possible is None else values[possible]
+    indices = _down_to(np.partition(some, some.size - k)[some.size - k], some, k)
+    return indices if possible is None else possible[indices]
+
+
+def _down_to(border: np.floating, values: NDArray[np.floating], k: int) -> NDArray[np.intp]:
+    """Return the indices (intp [k], ascending) of the `k` highest values, the lowest of which is `border`."""
     indices = np.flatnonzero(values >= border)
     if indices.size > k:
         surplus = np.flatnonzero(values[indices] == border)[k - indices.size :]
         indices = np.delete(indices, surplus)
     return indices
+
+
+def _possible(values: NDArray[np.floating], k: int) -> NDArray[np.intp]:
+    """Return the indices (intp, ascending) of values among which are the `k` highest and all that equal the last.
+
+    Each of k groups has a value that is no lower than the k-th of the groups' highest, so none below that is among the
+    k highest.  That leaves hardly more than k, and takes a third of the time of a partition of 128k logits.
+    """
+    rows = values.size // _GROUPS
+    of_groups = values[: rows * _GROUPS].reshape(rows, _GROUPS).max(axis=0)
+    return np.flatnonzero(values >= np.partition(of_groups, _GROUPS - k)[_GROUPS - k])
