@@ -32,7 +32,7 @@ def mix(e: Emitter) -> None:
     A task that is left out, done twice, or done before the step in front of it has ended changes the result.
     """
     a = MIX.read(e, e.args[0])
-    tickets = Tickets(e, a.n_tasks, a.regions)
+    tickets = Tickets(e, a.n_tasks, e.min(a.regions, e.args[2]))
     with e.repeat_while() as go_on_if:
         tickets.draw()
         i = tickets.number

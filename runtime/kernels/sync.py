@@ -21,18 +21,18 @@ import sys
 
 from .emit import Emitter
 from .jit import Kernel
-from .tickets import COUNTERS
+from .tickets import COUNTER_STEP, COUNTERS, TICKET_BYTES
 from .values import I32, I64, Value
 
 # The SYNC area: fields on cache lines of their own, as byte offsets.
 STATE = 0  # int64: threads inside (bits 0..30), RUNNING, position (bits 32..63)
-TICKETS = 64  # int64 [COUNTERS] at 64 and at 128: next tasks of the even and of the odd step (tickets.py)
-SLEEPERS = 192  # int64: threads that may be asleep
-STOP = 256  # int64: 1 ends the workers
-PROGRAM = 320  # int64: address of the table int64 [n_steps, 2]
-N_STEPS = 328  # int64
-FIRST = 336  # int32: position of the program's first step
-SYNC_BYTES = 384
+SLEEPERS = 64  # int64: threads that may be asleep
+STOP = 128  # int64: 1 ends the workers
+PROGRAM = 192  # int64: address of the table int64 [n_steps, 2]
+N_STEPS = 200  # int64
+FIRST = 208  # int32: position of the program's first step
+TICKETS = 256  # two times TICKET_BYTES: next tasks of the even steps and of the odd ones (tickets.py)
+SYNC_BYTES = TICKETS + 2 * TICKET_BYTES
 
 _POSITION = 4  # byte offset of the position in STATE; every CPU that LLVM's JIT serves here is little-endian
 _RUNNING = 1 << 31
@@ -95,9 +95,9 @@ def _wake(e: Emitter, sync: Value, method: str) -> None:
             e.call("syscall", I64, [e.i64(int(method[5:])), word, e.i64(_FUTEX_WAKE_PRIVATE), everyone, none])
 
 
-def _reset(e: Emitter, tickets: Value) -> None:
-    for i in range(COUNTERS):
-        e.atomic_store(e.i64(0), tickets + 8 * i)
+def _reset(e: Emitter, tickets: Value, threads: Value) -> None:
+    with e.loop(0, e.min(threads, COUNTERS)) as i:
+        e.atomic_store(e.i64(0), tickets + i * COUNTER_STEP)
 
 
 def _enter(e: Emitter, sync: Value) -> tuple[Value, Value]:
@@ -124,7 +124,7 @@ def _steps(e: Emitter, sync: Value, first: Value, thread: Value, threads: Value,
         step = (now - start).zext(I64)
         parity = now.zext(I64) & 1
         kernel, record = e.load(table + step * 16, I64), e.load(table + step * 16 + 8, I64)
-        e.call_address(kernel, [record, thread, threads, sync + TICKETS + parity * 64])
+        e.call_address(kernel, [record, thread, threads, sync + TICKETS + parity * TICKET_BYTES])
         more = (step + 1 < n_steps).zext(I64)
         # With sleepers to wake, which takes a while and may cost this thread its core, it must not stay inside.
         stays = more & e.atomic_load(sync + SLEEPERS, I64).equals(0).zext(I64)
@@ -134,7 +134,7 @@ def _steps(e: Emitter, sync: Value, first: Value, thread: Value, threads: Value,
             try_again_if(left.value.equals(0))
             last = (state.value & _INSIDE).equals(1)
             with e.when(last):
-                _reset(e, sync + TICKETS + 64 - parity * 64)
+                _reset(e, sync + TICKETS + (1 - parity) * TICKET_BYTES, threads)
             closed = ((state.value >> 32) + 1 << 32) + more * _RUNNING + stays
             seen, done = e.compare_exchange(sync + STATE, state.value, e.select(last, closed, state.value - 1))
             state.set(seen)
@@ -164,8 +164,8 @@ def lead(e: Emitter, method: str) -> None:
     sync, threads = e.args
     first = (e.atomic_load(sync + STATE, I64) >> 32) + 1
     e.store(first.to(I32), sync + FIRST)
-    for ticket in (TICKETS, TICKETS + 64):
-        _reset(e, sync + ticket)
+    for tickets in (TICKETS, TICKETS + TICKET_BYTES):
+        _reset(e, sync + tickets, threads)
     running = e.select(e.load(sync + N_STEPS, I64) > 0, e.i64(_RUNNING), e.i64(0))
     e.atomic_store((first << 32) + running, sync + STATE)
     _wake(e, sync, method)
@@ -177,7 +177,7 @@ def alone(e: Emitter, method: str) -> None:
     (sync,) = e.args
     table, n_steps = e.load(sync + PROGRAM, I64), e.load(sync + N_STEPS, I64)
     with e.loop(0, n_steps) as step:
-        _reset(e, sync + TICKETS)
+        _reset(e, sync + TICKETS, e.i64(1))
         kernel, record = e.load(table + step * 16, I64), e.load(table + step * 16 + 8, I64)
         e.call_address(kernel, [record, e.i64(0), e.i64(1), sync + TICKETS])
 
