@@ -74,7 +74,7 @@ class Layer:
         division = Division(self.n_kv_heads, shape.tile_rows, self.threads, self.context, self.causal)
         self.pool = PagePool(1, self.n_kv_heads, self.head_dim, self.context, self.kv, self.allocate)
         self.inputs = StepInputs(self.max_rows, (Rotation(np.zeros(self.head_dim // 2), halves=False),), division)
-        for name in ("tokens", "pages", "slots", "output_rows", "items", "counts"):
+        for name in ("tokens", "pages", "slots", "items", "counts"):
             setattr(self.inputs, name, self.heap.place(getattr(self.inputs, name)))
         self.inputs.angles = [self.heap.place(angles) for angles in self.inputs.angles]
         self.build()
@@ -119,7 +119,7 @@ class Layer:
 
     def step(self, parts: list[tuple[Sequence, Tokens]]) -> list[np.ndarray]:
         """Return float32 [n, heads, head_dim] of each part."""
-        self.inputs.fill([Part(sequence, [0] * len(tokens), 0) for sequence, tokens in parts])
+        self.inputs.fill([Part(sequence, [0] * len(tokens), len(tokens)) for sequence, tokens in parts])
         first = 0
         for _, tokens in parts:
             for rows, values in zip(self._rows, (tokens.queries, tokens.keys, tokens.values), strict=True):

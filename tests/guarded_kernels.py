@@ -119,20 +119,19 @@ class Outputs:
                 np.testing.assert_array_equal(self.codes.sums(correction), totals)
 
 
-def norm(bench: Bench, heap: GuardedHeap, columns: int, indexed: bool) -> None:
+def norm(bench: Bench, heap: GuardedHeap, columns: int) -> None:
     rng = np.random.default_rng(33)
     x = frozen(heap, rng.standard_normal((7, columns)).astype(np.float32) * 3)
     weight = frozen(heap, rng.standard_normal(columns).astype(np.float32))
-    index = np.array([6, 0, 2, 5], np.int64) if indexed else np.arange(7)
-    index, n = frozen(heap, index), frozen(heap, np.array([len(index)], np.int64))
-    outputs = Outputs(heap, len(index), columns, bench.tile)
+    n = frozen(heap, np.array([len(x)], np.int64))
+    outputs = Outputs(heap, len(x), columns, bench.tile)
     record = norms.NORM.make(
-        n_rows=address(n), row_index=address(index) if indexed else 0, x=address(x), x_stride=x.strides[0],
-        columns=columns, weight=address(weight), bias=0, epsilon=1e-5, **outputs.fields(),
+        n_rows=address(n), x=address(x), x_stride=x.strides[0], columns=columns, weight=address(weight), bias=0,
+        epsilon=1e-5, **outputs.fields(),
     )  # fmt: skip
-    bench.run(norms.norm_kernel("rms", outputs.sink, indexed), frozen(heap, record))
-    picked = x[index].astype(np.float64)
-    outputs.check(picked / np.sqrt((picked**2).mean(axis=1, keepdims=True) + 1e-5) * weight)
+    bench.run(norms.norm_kernel("rms", outputs.sink), frozen(heap, record))
+    exact = x.astype(np.float64)
+    outputs.check(exact / np.sqrt((exact**2).mean(axis=1, keepdims=True) + 1e-5) * weight)
 
 
 def swiglu(bench: Bench, heap: GuardedHeap, columns: int) -> None:
@@ -277,10 +276,9 @@ def cases(files: list[Path]) -> Iterator[tuple[str, Case]]:
             yield label, functools.partial(product, name=name, activations=activations)
         yield f"embed {name}", functools.partial(embed, name=name)
     for columns in (1, 35, 64, 160):
-        yield f"norm of {columns}", functools.partial(norm, columns=columns, indexed=False)
+        yield f"norm of {columns}", functools.partial(norm, columns=columns)
         yield f"swiglu of {columns}", functools.partial(swiglu, columns=columns)
         yield f"quantize of {columns}", functools.partial(quantize, columns=columns)
-    yield "norm of picked rows", functools.partial(norm, columns=64, indexed=True)
     for options in LAYERS:
         for rows in (64, 1):
             kind = f"heads of {options['head_dim']} by {options['group']}, {options['kv']}"

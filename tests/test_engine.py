@@ -13,7 +13,7 @@ from gguf_models import MATRICES, SEARCHED, TYPES, VARIATIONS, Models, Tensors, 
 
 from halfbyte.errors import UsageError
 from halfbyte.runtime.engine import engine as engine_module
-from halfbyte.runtime.engine.batch import Part
+from halfbyte.runtime.engine.batch import N_OUTPUT_ITEMS, N_OUTPUTS, Part
 from halfbyte.runtime.engine.engine import Engine
 from halfbyte.runtime.engine.threads import ThreadPool
 from halfbyte.runtime.kernels.jit import Library
@@ -259,6 +259,23 @@ def assert_batch_equals_each_alone(file: Path, **options: Any) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_batch_equals_each_alone(models: Models, type: str, threads: int, shared: Shared) -> None:
     assert_batch_equals_each_alone(models.file(type), threads=threads)
+
+
+def test_the_last_layer_works_for_logits_only(models: Models) -> None:
+    """Rows that give some come first; after the last keys and values are stored, nothing is done for the others."""
+    with opened(models.file("q4_0")) as engine:
+        sequences = [engine.new_sequence() for _ in range(3)]
+        parts = zip(sequences, ([5, 6, 7, 8, 9], [1, 2, 3], [4]), (0, 2, 1), strict=True)
+        engine.step([Part(*part) for part in parts])
+        inputs, calls = engine._inputs, engine._builder._calls
+        assert inputs.tokens[:9].tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 1]
+        assert inputs.positions[:9].tolist() == [1, 2, 0, 0, 1, 2, 3, 4, 0]
+        n_rows, n_outputs, n_items, n_output_items = inputs.counts
+        assert (n_rows, n_outputs) == (9, 3)
+        assert [row < 3 for row in inputs.items[:n_items, 0]] == [i < n_output_items for i in range(n_items)]
+        stored = [i for i, (kernel, _) in enumerate(calls) if kernel.name.startswith("hb_rope_store")]
+        counted = {int(record[0]) - int(inputs.counts.ctypes.data) for _, record in calls[stored[-1] + 1 :]}
+        assert counted == {8 * N_OUTPUTS, 8 * N_OUTPUT_ITEMS}
 
 
 @pytest.mark.parametrize("activations", ["int8", "f32"])

@@ -105,7 +105,7 @@ class Steps:
     def __init__(self, bench: Bench, batch: int):
         self.bench, self.batch = bench, batch
         self.inputs = StepInputs(batch, (), Division(1, 1, bench.pool.threads, PAGE))
-        self.inputs.counts[:] = batch, batch, 0
+        self.inputs.counts[:] = batch, batch, 0, 0
         pool = PagePool(1, 1, 8, PAGE, "f16")
         self.builder = Builder(bench.library, bench.pool.threads, self.inputs, pool, batch)
         self._ones = np.ones(1 << 14, np.float32)

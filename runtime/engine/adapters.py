@@ -38,26 +38,27 @@ class AdapterScales:
     """How much of each adapter the rows of a step want.
 
     counts  int64 [n_adapters, 2]: rows and output rows that its steps have, 0 when no row wants it
-    scales  float32 [n_adapters, 2, max_rows]: of each row, and of each output row
+    scales  float32 [n_adapters, max_rows]: of each row
     """
 
     def __init__(self, n_adapters: int, max_rows: int):
         self.counts = np.zeros((n_adapters, 2), np.int64)
-        self.scales = np.zeros((n_adapters, 2, max_rows), np.float32)
+        self.scales = np.zeros((n_adapters, max_rows), np.float32)
 
     def addresses(self, index: int, counted: int) -> tuple[int, int]:
         """Return where the count and the scales of an adapter are, for N_ROWS or N_OUTPUTS."""
         which = {N_ROWS: 0, N_OUTPUTS: 1}[counted]
-        return int(self.counts[index, which:].ctypes.data), int(self.scales[index, which].ctypes.data)
+        return int(self.counts[index, which:].ctypes.data), int(self.scales[index].ctypes.data)
 
     def fill(self, parts: Items[Part]) -> None:
         """Take the scales from the parts' sequences."""
         for i in range(len(self.counts)):
             wanted = [part.sequence.adapters[i] if part.sequence.adapters else 0.0 for part in parts]
-            counts = [len(part.tokens) for part in parts], [part.outputs for part in parts]
-            for which, count in enumerate(counts):
-                self.scales[i, which, : sum(count)] = np.repeat(np.array(wanted, np.float32), count)
-                self.counts[i, which] = sum(count) if any(wanted) else 0
+            outputs = [part.outputs for part in parts]
+            others = [len(part.tokens) - part.outputs for part in parts]
+            rows = sum(outputs) + sum(others)
+            self.scales[i, :rows] = np.repeat(np.array(wanted * 2, np.float32), outputs + others)
+            self.counts[i] = (rows, sum(outputs)) if any(wanted) else 0
 
 
 class AdapterMatrices:

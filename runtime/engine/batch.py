@@ -1,7 +1,8 @@
 """A step's inputs.  Enters: parts (a sequence, its next tokens, whose logits are wanted); leaves: the arrays that the
 kernels read, a ragged batch of rows.
 
-Prefill, decoding and many sequences at once are the same step with other rows.
+Prefill, decoding and many sequences at once are the same step with other rows.  Rows that give logits come first, those
+of all parts, then the others: what only they need is done for the first rows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .kv_pages import Sequence
 _KEPT = 128  # pages of positions whose turns are kept: 2 MiB for heads of 64
 TASKS_PER_THREAD = 4  # of attention, at least: so that all threads end at about the same time
 
-N_ROWS, N_OUTPUTS, N_ITEMS = range(3)
+N_ROWS, N_OUTPUTS, N_ITEMS, N_OUTPUT_ITEMS = range(4)
 
 
 @dataclass(frozen=True)
@@ -80,49 +81,51 @@ class _Turns:
 class StepInputs:
     """Arrays of a fixed place in memory for up to `max_rows` rows.
 
-    tokens, positions, pages, slots, output_rows int64 [max_rows]; angles: of each rotation cosine and sine, float32
-    [2, max_rows, n_rot/2]; items int64 [max_rows + 2 * division.items, 8]; counts int64 [3]: rows, output rows, items.
+    tokens, positions, pages, slots int64 [max_rows]; angles: of each rotation cosine and sine, float32
+    [2, max_rows, n_rot/2]; items int64 [max_rows + 2 * division.items, 8]; counts int64 [4]: rows, those of them that
+    give logits, items, those of them that are of such rows.
     """
 
     def __init__(self, max_rows: int, rotations: tuple[Rotation, ...], division: Division):
         self.max_rows, self.rotations, self.division = max_rows, rotations, division
-        self.tokens, self.positions, self.pages, self.slots, self.output_rows = np.zeros((5, max_rows), np.int64)
+        self.tokens, self.positions, self.pages, self.slots = np.zeros((4, max_rows), np.int64)
         self.angles = [np.zeros((2, max_rows, rotation.n_rot // 2), np.float32) for rotation in rotations]
         self._turns = [_Turns(rotation, division.context) for rotation in rotations]
         self.items = np.zeros((max_rows + 2 * division.items, ITEM.size), np.int64)
-        self.counts = np.zeros(3, np.int64)
+        self.counts = np.zeros(4, np.int64)
 
     def fill(self, parts: Items[Part]) -> int:
         """Extend each part's sequence by its tokens and lay the rows out; return the number of output rows.
 
         Raises ContextLengthError when one does not fit (sequences before it have grown then: the caller truncates).
         """
-        row = output = 0
-        spans = []  # of each part: first row, rows, position of the first, address of its page offsets
-        for part in parts:
-            n = len(part.tokens)
-            start = part.sequence.extend(part.tokens)
-            if n == 1:  # between two tokens the interpreter and NumPy run from memory: arrays take four times as long
-                page, slot = divmod(start, PAGE)
-                self.tokens[row], self.positions[row] = part.tokens[0], start
-                self.pages[row], self.slots[row] = part.sequence.offsets[page], slot
-                if part.outputs:
-                    self.output_rows[output] = row
-            else:
-                here, positions = slice(row, row + n), np.arange(start, start + n)
-                self.tokens[here], self.positions[here] = part.tokens, positions
-                self.pages[here] = part.sequence.offsets[positions // PAGE]
-                self.slots[here] = positions % PAGE
-                self.output_rows[output : output + part.outputs] = np.arange(row + n - part.outputs, row + n)
-            for turns, out in zip(self._turns, self.angles, strict=True):
-                out[:, row : row + n] = turns.at(start, n)
-            spans.append((row, n, start, part.sequence.offsets_address))
-            output += part.outputs
-            row += n
-        items = self._items(spans)
+        rests = [(part, part.sequence.extend(part.tokens), len(part.tokens) - part.outputs) for part in parts]
+        runs = [(part, start, rest, len(part.tokens)) for part, start, rest in rests if part.outputs]
+        runs += [(part, start, 0, rest) for part, start, rest in rests if rest]
+        row, spans = 0, []  # of each run: first row, rows, position of the first, address of its page offsets
+        for part, start, first, end in runs:
+            self._fill_rows(row, part.sequence, part.tokens, start, first, end)
+            spans.append((row, end - first, start + first, part.sequence.offsets_address))
+            row += end - first
+        items, n_outputs = self._items(spans), sum(part.outputs for part in parts)
         self.items[: len(items)] = items
-        self.counts[:] = row, output, len(items)
-        return output
+        self.counts[:] = row, n_outputs, len(items), sum(item[0] < n_outputs for item in items)
+        return n_outputs
+
+    def _fill_rows(self, row: int, sequence: Sequence, tokens: list[int], start: int, first: int, end: int) -> None:
+        """Rows from `row` on are tokens[first:end], where tokens[0] has the position `start` of the sequence."""
+        n, position = end - first, start + first
+        if n == 1:  # between two tokens the interpreter and NumPy run from memory: arrays take four times as long
+            page, slot = divmod(position, PAGE)
+            self.tokens[row], self.positions[row] = tokens[first], position
+            self.pages[row], self.slots[row] = sequence.offsets[page], slot
+        else:
+            here, positions = slice(row, row + n), np.arange(position, position + n)
+            self.tokens[here], self.positions[here] = tokens[first:end], positions
+            self.pages[here] = sequence.offsets[positions // PAGE]
+            self.slots[here] = positions % PAGE
+        for turns, out in zip(self._turns, self.angles, strict=True):
+            out[:, row : row + n] = turns.at(position, n)
 
     def _items(self, spans: list[tuple[int, int, int, int]]) -> list[tuple[int, ...]]:
         """Cut the rows into items of attention (kernels/attention.py: ITEM).

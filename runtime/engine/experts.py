@@ -136,7 +136,7 @@ class ExpertSteps(Steps):
     def linear_experts(self, x: Activations, picked: Picked, *weights: Matrix, name: str = "experts") -> list[Rows]:
         """At each place its expert's x @ w.T (+ bias), for each tensor of experts.  name: of the buffers."""
         outs = [self._buffers.rows(f"{name}{i}", picked.n_places, w.rows) for i, w in enumerate(weights)]
-        self._matmuls(x, weights, outs, picked.blocks)
+        self._matmuls(x, zip(weights, outs, strict=True), picked.blocks)
         return outs
 
     def activate_experts(self, function: str, x: Rows, up: Rows, picked: Picked, into: tuple[Matrix]) -> Activations:

@@ -14,7 +14,7 @@ from ..kernels import attention as attn
 from ..kernels import elementwise as ew
 from ..kernels import norms, rope
 from .adapters import LowRank
-from .batch import N_ITEMS, N_OUTPUTS, N_ROWS
+from .batch import N_ITEMS, N_OUTPUT_ITEMS, N_OUTPUTS, N_ROWS
 from .buffers import Activations, Rows
 from .experts import ExpertSteps
 from .weights import Matrix, Norm, Table
@@ -82,13 +82,15 @@ class Builder(ExpertSteps):
 
         name: of the buffer, for results of one size that are wanted at the same time.
         """
-        return self._norm(x, norm, into, name, indexed=False)
+        out = self._activations(name, x.columns, into)
+        self._add(norms.norm_kernel(norm.kind, out.sink), self._norm_record(x, norm, out.fields()))
+        return self._other_tiles(out)
 
     def output_norm(self, x: Rows, norm: Norm, into: tuple[Matrix, ...]) -> Activations:
-        """As norm, of the rows that want logits; what follows works on those rows only."""
-        self._counted, self._rows_now = N_OUTPUTS, self._max_outputs
+        """As norm, of the rows that give logits, for which there is room in what follows."""
+        self._rows_now = self._max_outputs
         self._last = (len(self._calls), x, norm)
-        return self._norm(x, norm, into, "normed", indexed=True)
+        return self.norm(x, norm, into)
 
     def end_at_output_norm(self) -> Rows:
         """End the program at its output norm instead; return that one's float32 rows [max_rows, n_embd].
@@ -99,19 +101,14 @@ class Builder(ExpertSteps):
         before, x, norm = self._last
         del self._calls[before:]
         out = Activations(x.columns, self._buffers.rows("embeddings", self._max_rows, x.columns), ())
-        self._add(norms.norm_kernel(norm.kind, out.sink, indexed=True), self._norm_record(x, norm, out.fields()))
+        self._add(norms.norm_kernel(norm.kind, out.sink), self._norm_record(x, norm, out.fields()))
         assert out.rows is not None
         return out.rows
 
-    def _norm(self, x: Rows, norm: Norm, into: tuple[Matrix, ...], name: str, indexed: bool) -> Activations:
-        out = self._activations(name, x.columns, into)
-        self._add(norms.norm_kernel(norm.kind, out.sink, indexed), self._norm_record(x, norm, out.fields()))
-        return self._other_tiles(out)
-
     def _norm_record(self, x: Rows, norm: Norm, out: dict[str, int]) -> NDArray[np.int64]:
         return norms.NORM.make(
-            n_rows=self._count[self._counted], row_index=self._inputs.output_rows.ctypes.data, x=x.address,
-            x_stride=x.stride, columns=x.columns, weight=norm.weight, bias=norm.bias, epsilon=norm.epsilon, **out,
+            n_rows=self._count[self._counted], x=x.address, x_stride=x.stride, columns=x.columns, weight=norm.weight,
+            bias=norm.bias, epsilon=norm.epsilon, **out,
         )  # fmt: skip
 
     def norm_rows(self, x: Rows, norm: Norm, into: tuple[Matrix, ...] = ()) -> Activations:
@@ -130,7 +127,7 @@ class Builder(ExpertSteps):
         self._add(
             norms.head_norm_kernel(norm.kind),
             norms.HEAD_NORM.make(
-                n_rows=self._count[N_ROWS], x=x.address, x_stride=x.stride, heads=x.columns // head_dim,
+                n_rows=self._count[self._counted], x=x.address, x_stride=x.stride, heads=x.columns // head_dim,
                 columns=head_dim, weight=norm.weight, weight_step=norm.head_step, epsilon=norm.epsilon,
             ),
         )  # fmt: skip
@@ -142,8 +139,8 @@ class Builder(ExpertSteps):
         self._add(
             ew.activate_kernel(function, up is not None, out.sink),
             ew.ACTIVATE.make(
-                n_rows=self._count[N_ROWS], row_index=0, x=x.address, up=up.address if up else 0, x_stride=x.stride,
-                columns=x.columns, **out.fields(),
+                n_rows=self._count[self._counted], row_index=0, x=x.address, up=up.address if up else 0,
+                x_stride=x.stride, columns=x.columns, **out.fields(),
             ),
         )  # fmt: skip
         return self._other_tiles(out)
@@ -193,10 +190,17 @@ class Builder(ExpertSteps):
 
     # -- products -----------------------------------------------------------------------------------------------------
 
-    def linear(self, x: Activations, *weights: Matrix, name: str = "linear") -> tuple[Rows, ...]:
-        """x @ w.T (+ bias) for each matrix; matrices of one type share a step.  name: of the buffers."""
+    def linear(
+        self, x: Activations, *weights: Matrix, name: str = "linear", for_outputs: tuple[Matrix, ...] = ()
+    ) -> tuple[Rows, ...]:
+        """x @ w.T (+ bias) for each matrix; matrices of one type share a step.
+
+        name: of the buffers.  for_outputs: those of the matrices whose products only rows that give logits need.
+        """
         outs = tuple(self._rows(f"{name}{i}", w.rows) for i, w in enumerate(weights))
-        self._matmuls(x, weights, outs)
+        for some, count in ((False, None), (True, self._count[N_OUTPUTS])):
+            pairs = [(w, out) for w, out in zip(weights, outs, strict=True) if (w in for_outputs) == some]
+            self._matmuls(x, pairs, count=count)
         for w, out in zip(weights, outs, strict=True):
             self._adapt(x, w, out)
         return outs
@@ -246,6 +250,9 @@ class Builder(ExpertSteps):
     ) -> None:
         """Rotate query and key rows, put keys and values into the layer's pages.
 
+        After the last layer's are there, nothing reads the rows that give no logits: from here on only the others
+        count, which come first.  1B parameters in 16 layers: prompts take 6 % less time.
+
         rotation: which of the model's, None: they stay.  first: column of a head with which its rotated ones begin.
         """
         inputs, (keys, values) = self._inputs, self._pool.layers[layer]
@@ -263,6 +270,8 @@ class Builder(ExpertSteps):
                 pages=inputs.pages.ctypes.data, slots=inputs.slots.ctypes.data, keys=keys, values=values,
             ),
         )  # fmt: skip
+        if layer == len(self._pool.layers) - 1:
+            self._counted = N_OUTPUTS
 
     def attention(
         self, layer: int, query: Rows, n_kv_heads: int, head_dim: int, into: tuple[Matrix, ...], *,
@@ -282,6 +291,7 @@ class Builder(ExpertSteps):
         )  # fmt: skip
         to_base_2 = math.log2(math.e)
         bent, sunk = (self._zeros if v is None else (v * to_base_2).astype(np.float32) for v in (slopes, sinks))
+        items = N_ITEMS if self._counted == N_ROWS else N_OUTPUT_ITEMS
         chunks = self._inputs.division.partials
         partials = self._buffers.shared("partials", chunks * n_kv_heads * shape.partial_bytes(self._lanes))
         counters = self._buffers.shared("counters", chunks * n_kv_heads * 8)
@@ -290,7 +300,7 @@ class Builder(ExpertSteps):
         self._add(
             attn.attention_kernel(shape),
             attn.ATTENTION.make(
-                n_items=self._count[N_ITEMS], items=self._inputs.items.ctypes.data, query=query.address,
+                n_items=self._count[items], items=self._inputs.items.ctypes.data, query=query.address,
                 query_stride=query.stride, n_kv_heads=n_kv_heads, keys=keys, values=values, out=out.address,
                 out_stride=out.stride, scale=(1 / math.sqrt(head_dim) if scale is None else scale) * to_base_2,
                 window=window, slopes=bent.ctypes.data, cap=cap * to_base_2, sinks=sunk.ctypes.data,

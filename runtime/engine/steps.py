@@ -6,7 +6,7 @@ Buffers (buffers.py) hold `max_rows` rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..kernels.layouts import BlockLayout
 from ..kernels.matmul import MATMUL, MATRIX, matmul_kernel, tallest_tile
 from ..kernels.opened import workspace
 from .adapters import AdapterMatrices, AdapterScales
-from .batch import N_ITEMS, N_OUTPUTS, N_ROWS, StepInputs
+from .batch import N_ITEMS, N_OUTPUT_ITEMS, N_OUTPUTS, N_ROWS, StepInputs
 from .buffers import Activations, Buffers, Rows, Tiles
 from .kv_pages import PagePool
 from .memory import Allocate, Memory
@@ -66,7 +66,8 @@ class Steps:
         self._keep: list[object] = [inputs, pool, self._adapters]
         self._buffers = Buffers(library.target, allocate)
         self._zeros = np.zeros(64, np.float32)
-        self._count = {i: int(inputs.counts.ctypes.data) + 8 * i for i in (N_ROWS, N_OUTPUTS, N_ITEMS)}
+        counts = (N_ROWS, N_OUTPUTS, N_ITEMS, N_OUTPUT_ITEMS)
+        self._count = {i: int(inputs.counts.ctypes.data) + 8 * i for i in counts}
         self._counted, self._rows_now = N_ROWS, self._max_rows
 
     def _rows(self, use: str, columns: int) -> Rows:
@@ -96,14 +97,15 @@ class Steps:
         self._calls.append((kernel, record))
 
     def _matmuls(
-        self, x: Activations, weights: Sequence[Matrix], outs: Sequence[Rows], blocks: Blocks | None = None
-    ) -> None:
-        """outs[i] = x @ weights[i].T (+ bias), one step for matrices of one type."""
+        self, x: Activations, pairs: Iterable[tuple[Matrix, Rows]], blocks: Blocks | None = None,
+        count: int | None = None,
+    ) -> None:  # fmt: skip
+        """out = x @ w.T (+ bias) for each pair, one step for matrices of one type.  count: as _matmul has it."""
         by_type: dict[tuple[str, str], list[tuple[Matrix, Rows]]] = {}
-        for w, out in zip(weights, outs, strict=True):
+        for w, out in pairs:
             by_type.setdefault((w.layout.name, w.activations), []).append((w, out))
-        for pairs in by_type.values():
-            self._matmul(x, pairs, add=False, blocks=blocks)
+        for alike in by_type.values():
+            self._matmul(x, alike, add=False, blocks=blocks, count=count)
 
     def _matmul(
         self, x: Activations, pairs: list[tuple[Matrix, Rows]], add: bool, blocks: Blocks | None = None,

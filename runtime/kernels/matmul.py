@@ -296,6 +296,8 @@ def _opened_tiles(
                 else:
                     values = [e.load(e.select(is_first, bias, out), ty) for out in outs]
                 sums.append(_locals(e, layout, values, panels))
+            if add:
+                _ask_for_next(e, outputs, w, height)
             add_blocks(e, layout, a, starts, row, sums, following, opened=Opened(places, begin, steps))
             _store(e, sums, outputs)
 
@@ -304,6 +306,14 @@ def _locals(e: Emitter, layout: BlockLayout, values: list[Value], panels: int) -
     """What sums of a panel's products with integers start from: in registers, or in memory if those are few."""
     keeps = e.target.keeps_sums(layout, panels * len(values))
     return [e.var(value) for value in values] if keeps else e.stored(values)
+
+
+def _ask_for_next(e: Emitter, outputs: list[list[Value]], w: Fields, rows: int) -> None:
+    """Ask for what the next tile adds to, `rows` rows further."""
+    if e.target.asks_for_rows:
+        for outs in outputs:
+            for out in outs:
+                e.prefetch(out + w.y_stride * rows)
 
 
 def _store(e: Emitter, sums: list[Sequence[Local]], outputs: list[list[Value]]) -> None:
@@ -329,6 +339,8 @@ def _tile(
             sums.append([e.var(value) for value in first])
     starts = [task.address(panel + q) for q in range(panels)]
     if _is_integer(layout, activations):
+        if add and following is not None:
+            _ask_for_next(e, outputs, w, rows)
         add_blocks(e, layout, a, starts, row, sums, following, task.onward)
     else:
         sources = [row + m for m in range(rows)]

@@ -12,7 +12,7 @@ from .records import Record
 from .values import F32, I64, Value, vec
 
 # weight, bias: float32 [columns].  RMS norms have no bias.
-NORM = Record("n_rows", "row_index", "x", "x_stride", "columns", "weight", "bias", "epsilon", *SINK_FIELDS)
+NORM = Record("n_rows", "x", "x_stride", "columns", "weight", "bias", "epsilon", *SINK_FIELDS)
 # x: rows of `heads` vectors of `columns` elements, one after the other; weight: float32 [columns], weight_step bytes
 # from one head's to the next (0: all heads have the same).
 HEAD_NORM = Record("n_rows", "x", "x_stride", "heads", "columns", "weight", "weight_step", "epsilon")
@@ -58,21 +58,18 @@ class _Normed:
 
 
 def norm(
-    e: Emitter, kind: str, indexed: bool, add: bool, float32: bool, codes: bool, corrections: tuple[Correction, ...],
-    shared: int,
-) -> None:  # fmt: skip
+    e: Emitter, kind: str, add: bool, float32: bool, codes: bool, corrections: tuple[Correction, ...], shared: int
+) -> None:
     """Program step: rows normalised.  Record: NORM.
 
-    kind: one of KINDS.  indexed: row i is x[row_index[i]] (int64), which gathers the rows that want logits.  add: the
-    float32 rows `out` get the result added to what they hold.
+    kind: one of KINDS.  add: the float32 rows `out` get the result added to what they hold.
     """
     sink = Sink(float32, codes, corrections, shared)
     a = NORM.read(e, e.args[0])
     epsilon, blocks = a.float32("epsilon"), a.columns // BLOCK
     bias = a.bias if kind == "layer" else None
     with tasks(e, e.load(a.n_rows, I64), 1) as row:
-        x = a.x + (e.load(a.row_index + row * 8, I64) if indexed else row) * a.x_stride
-        normed = _Normed(e, kind, x, a.columns, epsilon)
+        normed = _Normed(e, kind, a.x + row * a.x_stride, a.columns, epsilon)
 
         def element(column: Value, n: int) -> Value:
             y = normed.at(column, n, a.weight, bias)
@@ -97,8 +94,8 @@ def head_norm(e: Emitter, kind: str) -> None:
             e.store(normed.at(k, 1, weight, None), x + k * 4)
 
 
-def norm_kernel(kind: str, sink: Sink, indexed: bool = False, add: bool = False) -> Kernel:
-    return Kernel(norm, (kind, indexed, add, *sink.params()))
+def norm_kernel(kind: str, sink: Sink, add: bool = False) -> Kernel:
+    return Kernel(norm, (kind, add, *sink.params()))
 
 
 def head_norm_kernel(kind: str) -> Kernel:

@@ -82,6 +82,11 @@ class Target:
         """Whether a single row asks for a line of each block FAR_BYTES ahead: where that is in memory is known then."""
         return False
 
+    @property
+    def asks_for_rows(self) -> bool:
+        """Whether full tiles ask for the results that the next one adds to."""
+        return False
+
     def keeps_sums(self, layout: BlockLayout, vectors: int) -> bool:
         """Whether the float sums of a tile, so many vectors, stay in registers while those of whole numbers grow."""
         return self.registers >= 32 or vectors < 4

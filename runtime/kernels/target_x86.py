@@ -82,6 +82,15 @@ class Avx512Vnni(_Vnni):
         has_room = layout.parts > 1 or not layout.minimum
         return self.shapes[0] if self.is_amd and has_room else super().shape(layout)
 
+    @property
+    def asks_for_rows(self) -> bool:
+        """AMD's cores: on Zen 5, products that add to rows of 2048 or 8192 columns take 2 to 7 % less time.
+
+        What a tile starts from is further away than all else that it reads.  On an Intel server, all products asking,
+        they took 5 % longer.
+        """
+        return self.is_amd
+
     def asks_afar(self, layout: BlockLayout) -> bool:
         """Bytes, which take the fewest instructions for what they read; other types take 0 to 2 % longer so.
 

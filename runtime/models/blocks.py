@@ -26,10 +26,13 @@ class QueryKeyValue:
         self.matrices: tuple[Matrix, ...] = tuple(
             w.matrix(f"{at}{name}.weight", rows, model.n_embd, bias=f"{at}{name}.bias") for name, rows in named.items()
         )
+        # After the last layer only rows that give logits count: the others store keys and values there.
+        is_last = model.causal and at == f"blk.{model.n_layers - 1}."
+        self._for_outputs = self.matrices[:1] if is_last and not fused else ()
 
     def rows(self, b: Builder, x: Activations) -> tuple[Rows, Rows, Rows]:
         """Queries, keys and values of x."""
-        found = b.linear(x, *self.matrices)
+        found = b.linear(x, *self.matrices, for_outputs=self._for_outputs)
         if len(found) == 3:
             return found[0], found[1], found[2]
         n, kv, _ = self._sizes
