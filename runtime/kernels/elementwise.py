@@ -15,6 +15,9 @@ from .panels import LAYOUTS, block_values, load_float
 from .records import Fields, Record
 from .values import F32, I64, Value, vec
 
+# How far ahead quantizing asks for rows: of 512 by 8192 elements it takes a quarter to two fifths less time so (Zen 5;
+# 2 KiB gain less, 8 as much).
+QUANTIZE_AHEAD = 4096
 TASK_BLOCKS = 32  # blocks of one task, at least: drawing one takes as long as a few blocks
 
 EMBED = Record("n_rows", "index", "table", "row_bytes", "columns", "scale", "out", "out_stride")
@@ -140,7 +143,9 @@ def quantize(e: Emitter, float32: bool, codes: bool, corrections: tuple[Correcti
     a = QUANTIZE.read(e, e.args[0])
 
     def element(row: Value, column: Value, n: int) -> Value:
-        return e.load(a.x + row * a.x_stride + column * 4, vec(F32, n))
+        at = a.x + row * a.x_stride + column * 4
+        e.prefetch(at + QUANTIZE_AHEAD, 4 * n)
+        return e.load(at, vec(F32, n))
 
     by_block(e, Sink(float32, codes, corrections, shared), a, e.load(a.n_rows, I64), element)
 

@@ -19,6 +19,8 @@ from .values import F16, F32, I8, I32, I64, POINTER, Stored, Value, Variable, is
 if TYPE_CHECKING:
     from .target import Target
 
+CACHE_LINE = 64  # bytes that memory gives at once; where they are more, some lines are asked for twice
+
 
 class Emitter:
     """Emits one function for one target."""
@@ -150,11 +152,13 @@ class Emitter:
         pointer = self.b.inttoptr(address.ir, value.type.as_pointer())  # store_atomic wants to know what it points to
         self.b.store_atomic(value.ir, pointer, "release", value.type.width // 8)
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for the cache line at `address`, which need not be valid."""
+    def prefetch(self, address: Value, nbytes: int = 1) -> None:
+        """Ask for the cache lines of `nbytes` from `address` on, which need not be valid."""
         ty = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
         known = self.module.globals.get("llvm.prefetch.p0") or ir.Function(self.module, ty, "llvm.prefetch.p0")
-        self.b.call(known, [self._pointer(address), ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+        for at in range(0, nbytes, CACHE_LINE):
+            place = self._pointer(address + at if at else address)
+            self.b.call(known, [place, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
 
     def fence(self) -> None:
         """No memory access moves across this point, in either direction."""

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from .activations import ROW_BYTES
-from .emit import Emitter
+from .emit import CACHE_LINE, Emitter
 from .layouts import ANCHOR, ANCHOR_BITS, BLOCK, BlockLayout
 from .opened import OpenedBlock, opened_bytes, opened_codes
 from .panels import unpack
@@ -24,7 +24,6 @@ from .scales import ScalesOf, SuperScales, WholeScales, open_block, scale_table,
 from .target import Steps
 from .values import F32, I32, Local, Value, Variable, vec
 
-CACHE_LINE = 64
 # How far ahead lower tiles ask for weights, all panels together.  Decoding gains 8 % on an Intel server, where 4 to 16
 # KiB do alike; on Zen 5, 4 KiB take 0 to 12 % longer for a single row, 3 to 30 % for 2 to 8, and 16 KiB 2 to 8 %.
 PREFETCH_BYTES = 8192
@@ -57,7 +56,7 @@ class Following:
             e.prefetch(place)
         with e.when(self.step > CACHE_LINE):
             for place in places:
-                _prefetch(e, place + CACHE_LINE, self.most - CACHE_LINE)
+                e.prefetch(place + CACHE_LINE, self.most - CACHE_LINE)
         self.at.set(self.at.value + self.step)
 
 
@@ -122,7 +121,7 @@ def add_blocks(
             if onward is not None:  # opaque: with AVX2, LLVM spills sums of Q5_1 otherwise
                 ahead = e.opaque(e.select(blocks[-1] + ahead >= onward.end, ahead + onward.jump, ahead))
             for block in blocks:
-                _prefetch(e, block + ahead, header)
+                e.prefetch(block + ahead, header)
                 if alone and e.target.asks_afar(layout):
                     e.prefetch(block + FAR_BYTES)
         apart = []
@@ -141,7 +140,7 @@ def add_blocks(
             if following is not None:
                 following.ask(e)
             if following is not None and e.target.asks_for_rows:
-                _prefetch(e, at[0].value + a.block_stride * ROWS_AHEAD, ROW_BYTES * len(sums[0]))
+                e.prefetch(at[0].value + a.block_stride * ROWS_AHEAD, ROW_BYTES * len(sums[0]))
                 e.prefetch(at[1].value + a.block_stride * ROWS_AHEAD)
             order = layout.order(e.target.together)
             if apart and e.target.opens_codes(layout):  # opaque: else LLVM has a pointer for each of the eight vectors
@@ -152,7 +151,7 @@ def add_blocks(
                 weights = [unpack(e, layout, address, order, again) for address in codes]
             if few:
                 for address in codes:
-                    _prefetch(e, address.value + ahead, size)
+                    e.prefetch(address.value + ahead, size)
             scales = [partial(of_part, part) for of_part in scales_of]
             _add_part(e, layout, weights, scales, at, codes, inner)
             for place in at:
@@ -164,12 +163,6 @@ def add_blocks(
                 scale = e.broadcast(at[0].value - a.block_stride + (ROW_BYTES * r + BLOCK), F32, n)
                 for total, part_sums in zip(sums, inner, strict=True):
                     total[r].set(e.fma(part_sums[r].value, scale, total[r].value))
-
-
-def _prefetch(e: Emitter, address: Value, nbytes: int) -> None:
-    """Ask for weights that come later (past the last ones this does nothing)."""
-    for line in range(0, nbytes, CACHE_LINE):
-        e.prefetch(address + line)
 
 
 def _add_part(

@@ -32,15 +32,18 @@ def rope_store(e: Emitter, head_dim: int, n_rot: int, halves: bool, kv: str, fir
 
     n_rot columns of a head, from `first` on, rotate (Su et al. 2021), none where that is 0.  Keys and values may be the
     same rows: values are what they were before.  Pairs are neighbours (2i, 2i+1),
-    as in GGUF's llama files, or of `halves` (i, i + n_rot/2), as in GPT-NeoX.  A task is one head of one row.
+    as in GGUF's llama files, or of `halves` (i, i + n_rot/2), as in GPT-NeoX.  A task is one head of one row, which
+    asks for the next row's (512 rows of 32 and 8 heads take a third less time so, Zen 5).
     """
     a, pages = ROPE.read(e, e.args[0]), PAGE_FORMATS[kv](head_dim)
-    heads = a.n_heads + a.n_kv_heads
-    with tasks(e, e.load(a.n_rows, I64) * heads, TASK_HEADS) as task:
+    heads, n_rows = a.n_heads + a.n_kv_heads, e.load(a.n_rows, I64)
+    with tasks(e, n_rows * heads, TASK_HEADS) as task:
         row, head = task // heads, task % heads
+        has_next = row + 1 < n_rows
         angles = row * (n_rot * 2)
         with e.when(head < a.n_heads):
             query = a.query + row * a.query_stride + head * (4 * head_dim)
+            e.prefetch(query + e.select(has_next, a.query_stride, 0), 4 * head_dim)
             _rotate(e, a, query + 4 * first, angles, n_rot, halves)
             if pages.rotated:
                 hadamard(e, query, head_dim)
@@ -48,6 +51,8 @@ def rope_store(e: Emitter, head_dim: int, n_rot: int, halves: bool, kv: str, fir
             kv_head = head - a.n_heads
             at = row * a.key_stride + kv_head * (4 * head_dim)
             key, value = a.key + at, a.value + at
+            for place in (key, value):
+                e.prefetch(place + e.select(has_next, a.key_stride, 0), 4 * head_dim)
             page = e.load(a.pages + row * 8, I64) + kv_head * pages.head_bytes
             slot = e.load(a.slots + row * 8, I64)
             pages.store_value(e, value, a.values + page, slot)
