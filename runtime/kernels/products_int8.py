@@ -139,9 +139,9 @@ def add_blocks(
         with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
             if following is not None:
                 following.ask(e)
-            if following is not None and e.target.asks_for_rows:
-                e.prefetch(at[0].value + a.block_stride * ROWS_AHEAD, ROW_BYTES * len(sums[0]))
-                e.prefetch(at[1].value + a.block_stride * ROWS_AHEAD)
+                if e.target.asks_for_rows:
+                    e.prefetch(at[0].value + a.block_stride * ROWS_AHEAD, ROW_BYTES * len(sums[0]))
+                    e.prefetch(at[1].value + a.block_stride * ROWS_AHEAD)
             order = layout.order(e.target.together)
             if apart and e.target.opens_codes(layout):  # opaque: else LLVM has a pointer for each of the eight vectors
                 codes = [e.var(e.opaque(block.codes(part))) for block in apart]

@@ -84,7 +84,7 @@ class Target:
 
     @property
     def asks_for_rows(self) -> bool:
-        """Whether full tiles ask for the results that the next one adds to."""
+        """Whether full tiles ask for activations ROWS_AHEAD, and for the results that the next tile adds to."""
         return False
 
     def keeps_sums(self, layout: BlockLayout, vectors: int) -> bool:
