@@ -8,7 +8,7 @@ import sys
 import pytest
 import tiny
 import tiny_vocab as vocab
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halfbyte.errors import ModelFileError, UnsupportedError, UsageError
@@ -102,13 +102,17 @@ def sentencepiece_file(tmp_path, model):
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=30) | st.lists(st.sampled_from(tiny.text()), max_size=3).map("  ".join))
+@example(text="\u2581")
+@example(text=" a\u2581b ")
 def test_rebuilt_sentencepiece_model_equals_the_source(tmp_path_factory, text):
     if "tiny" not in _loaded:
         source, file = sentencepiece_file(tmp_path_factory.mktemp("spm"), tiny.spm_model())
         _loaded["tiny"] = source, load_tokenizer(file)
     source, tokenizer = _loaded["tiny"]
     assert tokenizer.encode(text) == source.EncodeAsIds(text)
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    # sentencepiece writes spaces as U+2581, so neither it nor this can tell that character from a space again
+    assert tokenizer.decode(tokenizer.encode(text)) == source.DecodeIds(source.EncodeAsIds(text))
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace("\u2581", " ")
 
 
 @pytest.mark.parametrize(
