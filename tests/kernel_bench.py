@@ -125,8 +125,14 @@ class Codes:
         return self._by_row(0, 1, ROW_BYTES)[:, :, 0, :32].view(np.int8)
 
     def scales(self) -> np.ndarray:
-        """float32 [rows, blocks]"""
-        return self._by_row(0, 1, ROW_BYTES)[:, :, 0, 32:].copy().view(np.float32)[..., 0]
+        """float32 [rows, blocks]; those of a super-block are read from its last record, as products do"""
+        stored = self._by_row(0, 1, ROW_BYTES)[:, :, 0, 32:].copy().view(np.float32)[..., 0]
+        share = self.sink.columns // 32
+        return np.repeat(stored[:, share - 1 :: share], share, axis=1)
+
+    def largest(self) -> np.ndarray:
+        """int32 [rows, super-blocks]: what a `Correction.largest` tells."""
+        return self._by_row(0, 1, ROW_BYTES)[:, :: self.sink.columns // 32, 0, 32:].copy().view(np.int32)[..., 0]
 
     def products(self, correction: Correction) -> np.ndarray:
         """What comes of its factor: int32 [rows, blocks, groups, 1], or int16 [rows, blocks, groups, 2] of halves"""

@@ -15,7 +15,7 @@ import llvmlite.binding as llvm
 from assembly import Instruction, Listing, Loop, read
 
 from halfbyte.runtime.kernels.jit import Kernel, assembly
-from halfbyte.runtime.kernels.layouts import BLOCK, FloatLayout
+from halfbyte.runtime.kernels.layouts import BLOCK, LARGEST_SUM, FloatLayout
 from halfbyte.runtime.kernels.matmul import matmul_kernel
 from halfbyte.runtime.kernels.panels import LAYOUTS
 from halfbyte.runtime.kernels.target import Target
@@ -134,14 +134,18 @@ def tiles(name: str, cpu: Cpu) -> list[Tile]:
     most = panels * height - 1 if is_float else min(panels * height - 1, target.tile)
     shapes = [(streams, 1)] if streams > 1 else []
     shapes += [(panels, height), *((1, rows) for rows in (8, 4, 2, 1) if rows <= most)]
-    assert len(loops) == len(shapes), f"{name} on {cpu.name}: {len(loops)} loops with products for tiles {shapes}"
-    found = [
-        Tile(p, rows, loop, loop.matching(pattern), parts)
-        for (p, rows), loop in zip(shapes, sorted(loops, key=lambda loop: loop.order), strict=True)
-    ]
-    for tile in found:
-        expected = tile.panels * tile.rows * target.lanes * (1 if is_float else BLOCK)
-        assert tile.multiply_adds == expected, f"{name} on {cpu.name}: tile {tile.panels} x {tile.rows}"
+    found, rest = [], iter(sorted(loops, key=lambda loop: loop.order))
+    for p, rows in shapes:
+        paired = not is_float and layout.paired(target, opened=(p, rows) == (panels, height))
+        at_once = 2 // layout.groups if paired else 1  # parts in a turn
+        loop = next(rest)
+        tile = Tile(p, rows, loop, loop.matching(pattern), parts // at_once)
+        expected = p * rows * target.lanes * (1 if is_float else BLOCK * at_once)
+        assert tile.multiply_adds == expected, f"{name} on {cpu.name}: tile {p} x {rows}"
+        found.append(tile)
+        if paired and layout.paired_limit() < LARGEST_SUM:
+            next(rest)  # of sums that do not fit, row by row
+    assert not list(rest), f"{name} on {cpu.name}: {len(loops)} loops with products for tiles {shapes}"
     return found
 
 

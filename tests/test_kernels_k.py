@@ -104,6 +104,34 @@ def test_extreme_codes(bench: Bench, name: str) -> None:
     compare(product(x, product.output(n)), x.astype(np.float64) @ w.T, name)
 
 
+@pytest.mark.parametrize("name", ["q4_k", "q6_k"])
+def test_sums_at_the_edge_of_16_bits(bench: Bench, name: str) -> None:
+    """Rows with sums of 16 |activations| that just fit (`BlockLayout.paired_limit`), that do not, and the largest.
+
+    All of one sign, they meet weights of which some rows have nothing but the smallest, others the largest code.
+    """
+    rng = np.random.default_rng(15)
+    raw, codes = random_blocks(name, 64, 512, rng).reshape(64, 2, -1), {"q4_k": (16, 144), "q6_k": (0, 192)}[name]
+    raw[..., slice(*codes)] = rng.choice(np.array([0x00, 0xFF], np.uint8), size=(64, 1, 1))
+    raw = raw.reshape(64, -1)
+    limit = {"q4_k": 32767 // 30, "q6_k": 32767 // 32}[name]
+    kinds = [limit - 1, limit, limit + 1, 16 * 127, 16, -limit, -limit - 1, -16 * 127]
+    mixed = np.resize(kinds, bench.tile)  # in one tile
+    edges = np.concatenate([np.repeat(kinds, bench.tile), mixed])
+    x = rng.integers(-20, 21, (len(edges), 512)).astype(np.float32)
+    x[:, ::256] = 127  # so that all scales are 1
+    for row, total in zip(x, edges, strict=True):
+        first = 32 * rng.integers(1, 8)
+        row[first : first + 32] = np.tile(np.diff(abs(total) * np.arange(17) // 16), 2) * np.sign(total)
+    product = Product(bench, name, raw, 512, len(x))
+    np.testing.assert_array_equal(product.quantize(x), x)
+    if product.sink.tells_largest:
+        want = np.abs(x).reshape(len(x), 2, 16, 16).sum(axis=3).max(axis=2)
+        np.testing.assert_array_equal(product.codes.largest(), want)
+        assert (want <= limit).any() and (want > limit).any()
+    compare(product(x, product.output(len(x))), x.astype(np.float64) @ meaning(name, raw).T, name)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_embed(bench: Bench, name: str) -> None:
     """Rows of a table are exactly what they mean."""

@@ -38,6 +38,8 @@ READ = [(name, cpu) for name in LAYOUTS for cpu in CPUS.values()] if ALL else [
 SPILLS_SUMS = {"sse41"}
 # Vectors that one turn of the inner loop may write to the stack: on most CPUs there are none, on ARM a few operands.
 MAX_SPILLS = {"sse41": 45} | dict.fromkeys(("neon", "neon_dotprod", "neon_i8mm"), 5)
+# Nibbles are taken apart beside 12 sums and 12 totals, of which a few make room once in 64 columns.
+MAX_PAIRED_SPILLS = 4
 
 # An address of two registers makes two instructions of a product on x86: prompts took a quarter longer.
 INDEXED = re.compile(r"\(%\w+,")
@@ -54,7 +56,8 @@ def test_inner_loops_hold_the_dot_product_and_no_call(name: str, cpu: Cpu) -> No
         assert LAYOUTS[name].is_float or not any(INDEXED.search(i.operands) for i in tile.dots)
         which = f"{name} on {cpu.name}, {tile.panels} x {tile.rows}"
         assert cpu.target in SPILLS_SUMS or not tile.spilled_sums, f"{which}: {tile.spilled_sums}"
-        assert tile.spills <= MAX_SPILLS.get(cpu.target, 0), f"{which}: {tile.spills}"
+        most = MAX_PAIRED_SPILLS if name == "q4_k" and cpu.make_target().has_spare_units else 0
+        assert tile.spills <= MAX_SPILLS.get(cpu.target, most), f"{which}: {tile.spills}"
         if not LAYOUTS[name].is_float and cpu.target == "neon_i8mm":
             assert {i.mnemonic for i in tile.dots} == {"sdot" if tile.rows == 1 else "smmla"}
     assert listing(matmul_kernel(name, False), cpu).calls == set()

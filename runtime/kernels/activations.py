@@ -44,6 +44,11 @@ class Sink:
     def params(self) -> tuple[bool, bool, tuple[Correction, ...], int]:
         return self.float32, self.codes, self.corrections, self.columns
 
+    @property
+    def tells_largest(self) -> bool:
+        """Whether a super-block's first record has the largest sum of 16 |codes| (`Correction.largest`)."""
+        return any(correction.largest for correction in self.corrections)
+
     def correction_at(self, correction: Correction, tile: int) -> int:
         """Where the values of `correction` start in a record, in bytes."""
         before = self.corrections[: self.corrections.index(correction)]
@@ -82,9 +87,12 @@ def put(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Ca
     positive = absmax > 0.0
     inverse = e.select(positive, float(ACTIVATION_MAX) / e.select(positive, absmax, 1.0), 0.0)
     scale = e.select(inverse > 0.0, 1.0 / inverse, absmax * 0.0)  # 0, or NaN where infinity or NaN is in the block
+    most = e.var(e.zero(vec(I32, 2)))
     with e.loop(0, sink.columns // BLOCK) as i:
         codes = e.round(e.load(held + i * (4 * BLOCK), vec(F32, BLOCK)) * inverse.splat(BLOCK)).to(I32)
-        _put_codes(e, sink, a, row, first + i, codes, scale)
+        most.set(e.max(most.value, _put_codes(e, sink, a, row, first + i, codes, scale)))
+    if sink.tells_largest:
+        e.store(e.largest(most.value), _place(e, a, row, first) + BLOCK)
 
 
 def put_tail(e: Emitter, sink: Sink, a: Fields, row: Value, first: Value, element: Callable[[Value], Value]) -> None:
@@ -100,19 +108,39 @@ def _put_float32(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, x:
         e.store(x, a.out + row * a.out_stride + block * (4 * BLOCK))
 
 
-def _put_codes(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, codes: Value, scale: Value) -> None:
-    """Write 32 codes <32 x i32>, their scale and what comes of them to the row's place in its record."""
-    tile = e.target.tile
-    record, in_tile = a.codes + row // tile * a.tile_stride + block * a.block_stride, row % tile
-    e.store(codes.to(I8), record + in_tile * ROW_BYTES)
-    e.store(scale, record + in_tile * ROW_BYTES + BLOCK)
+def _record(e: Emitter, a: Fields, row: Value, block: Value) -> Value:
+    """The address of the record of a row's 32 columns."""
+    return a.codes + row // e.target.tile * a.tile_stride + block * a.block_stride
+
+
+def _place(e: Emitter, a: Fields, row: Value, block: Value) -> Value:
+    """The address of the row's codes and scale in that record."""
+    return _record(e, a, row, block) + row % e.target.tile * ROW_BYTES
+
+
+def _put_codes(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, codes: Value, scale: Value) -> Value:
+    """Write 32 codes <32 x i32>, their scale and what comes of them to the row's place in its record.
+
+    Returns the sums of |codes| of both halves <2 x i32> where the sink tells the largest, otherwise zeros.
+    """
+    tile, magnitudes = e.target.tile, e.zero(vec(I32, 2))
+    record, in_tile, place = _record(e, a, row, block), row % tile, _place(e, a, row, block)
+    e.store(codes.to(I8), place)
+    e.store(scale, place + BLOCK)
     if sink.corrections:
-        low, high = (e.sum(codes.pick(list(range(k, k + BLOCK // 2)))) for k in (0, BLOCK // 2))
+        halves = _sums_of_halves(codes)
+        if sink.tells_largest:  # both sums at once
+            both = _sums_of_halves(codes + (e.max(codes, 0 - codes) << 16))
+            halves = both.to(I16).to(I32)
+            magnitudes = (both - halves) >> 16
+        low, high = halves[0], halves[1]
     for correction in sink.corrections:
         place = record + in_tile * 4 + sink.correction_at(correction, tile)
         totals, values = [low, high] if correction.groups == 2 else [low + high], []
         if correction.halves:
             values = [_halves(e, codes, g, correction) for g in range(correction.groups)]
+        elif correction.paired:
+            values = [(low * correction.factor << 16) | ((high * correction.factor) & 0xFFFF)]
         elif correction.factor:
             values = [total * correction.factor + correction.anchored * ANCHOR_BITS for total in totals]
         if correction.sums:
@@ -125,6 +153,16 @@ def _put_codes(e: Emitter, sink: Sink, a: Fields, row: Value, block: Value, code
                 words = words - block % 2 * (a.block_stride - 2)
             for i, total in enumerate(totals):
                 e.store(total.to(I16), words + 2 * i)
+    return magnitudes
+
+
+def _sums_of_halves(x: Value) -> Value:
+    """Sums of the first and of the last half of a vector, side by side."""
+    while x.lanes > 2:
+        size, half = x.lanes // 4, x.lanes // 2
+        first = [*range(size), *range(half, half + size)]
+        x = x.pick(first) + x.pick([i + size for i in first])
+    return x
 
 
 def _halves(e: Emitter, codes: Value, group: int, correction: Correction) -> Value:

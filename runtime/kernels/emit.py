@@ -152,13 +152,13 @@ class Emitter:
         pointer = self.b.inttoptr(address.ir, value.type.as_pointer())  # store_atomic wants to know what it points to
         self.b.store_atomic(value.ir, pointer, "release", value.type.width // 8)
 
-    def prefetch(self, address: Value, nbytes: int = 1) -> None:
-        """Ask for the cache lines of `nbytes` from `address` on, which need not be valid."""
+    def prefetch(self, address: Value, nbytes: int = 1, write: bool = False) -> None:
+        """Ask for the cache lines of `nbytes` from `address` on, which need not be valid; write: to own them."""
         ty = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
         known = self.module.globals.get("llvm.prefetch.p0") or ir.Function(self.module, ty, "llvm.prefetch.p0")
         for at in range(0, nbytes, CACHE_LINE):
             place = self._pointer(address + at if at else address)
-            self.b.call(known, [place, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+            self.b.call(known, [place, ir.Constant(I32, int(write)), ir.Constant(I32, 3), ir.Constant(I32, 1)])
 
     def fence(self) -> None:
         """No memory access moves across this point, in either direction."""

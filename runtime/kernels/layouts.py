@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ACTIVATION_MAX = 127  # |activation code| <= 127; a weight code may be -128
 BLOCK = 32  # columns that share an activation scale: one part of a weight block
+LARGEST_SUM = BLOCK // 2 * ACTIVATION_MAX  # of 16 |codes| of activations
 
 ANCHOR = 1.5 * 2.0**23
 """Where sums of whole numbers start that become floats for nothing (`Target.anchors`): next to it floats are 1 apart.
@@ -39,6 +40,8 @@ class Correction:
     words     of each two groups the sums as int16, which their minimums multiply as whole numbers: of one part, or in
               the record of an even part its own and the next one's
     anchored  ANCHOR's bits are added to the int32
+    paired    of two groups, the factor's are not two int32 but one of two int16, which wrap (products_paired.py)
+    largest   a super-block's first record has the int32 largest sum of 16 |codes| for its scale, which others have
     """
 
     factor: int = 0
@@ -47,14 +50,18 @@ class Correction:
     sums: bool = False
     words: bool = False
     anchored: bool = False
+    paired: bool = False
+    largest: bool = False
 
     @property
     def values(self) -> int:
         """Of 4 bytes, for each row: first the factor's for each group, then the sums, then the words."""
-        return self.groups * (bool(self.factor) + self.sums) + self.words
+        of_factor = 1 if self.paired else self.groups * bool(self.factor)
+        return of_factor + self.groups * self.sums + self.words
 
     def __repr__(self) -> str:  # part of a kernel's name
         flags = "h" * self.halves + "sum" * self.sums + "words" * self.words + "anchor" * self.anchored
+        flags += "pair" * self.paired + "largest" * self.largest
         return f"{self.factor or ''}{flags}x{self.groups}"
 
 
@@ -159,11 +166,26 @@ class BlockLayout:
 
     def centre(self, target: Target) -> int:
         """What products take from the codes of a type with minimums, so that sums in 16 bits hold those of a group."""
-        return 0 if self.wide_sums(target) else self._centre(target)
+        return 0 if self.wide_sums(target) or self.paired(target) else self._centre(target)
 
     def wide_sums(self, target: Target) -> bool:
-        """Whether a group's sum does not fit the 16 bits that a scale meets elsewhere (`Target.multiplies_words`)."""
-        return self._meets_words(target) and target.multiplies_words and self._centre(target) != 0
+        """Whether a group's sum meets its scale in 32 bits, as it does not fit the 16 of `Target.add_scaled`."""
+        return self._meets_words(target) and target.has_spare_units and self._centre(target) != 0
+
+    def paired(self, target: Target, opened: bool = True) -> bool:
+        """Whether the sums of two groups meet their scales at once, in 16 bits each (products_paired.py).
+
+        They need not fit: activations of half the largest code on average have to (in Q5_K only of a quarter do).
+        opened: of panels that are taken apart; others do so only where sums have a correction, which is of pairs then
+        (a single row of Q4_K takes 2 to 4 % longer so).
+        """
+        usual = self.paired_limit() >= LARGEST_SUM // 2 and (opened or self.zero != 0)
+        return self._meets_words(target) and target.has_spare_units and not self.signed and usual
+
+    def paired_limit(self) -> int:
+        """The largest sum of 16 |codes| of activations with which a group's sum of products is sure to fit 16 bits."""
+        code = max(self.zero, self.bound() - self.zero)
+        return ((1 << 15) - 1) // (code * 2 // self.groups)
 
     def _centre(self, target: Target) -> int:
         """As `centre`, were all sums of 16 bits."""
@@ -177,7 +199,7 @@ class BlockLayout:
         """Whether products stay whole numbers for a super-block: with any centre a group's sum fits 16 bits."""
         zero = self.zero or self._centre(target)
         largest = max(zero, self.bound() - zero) * ACTIVATION_MAX * BLOCK // self.groups
-        return self._meets_words(target) and not self.signed and largest < 1 << 15
+        return self.paired(target) or (self._meets_words(target) and not self.signed and largest < 1 << 15)
 
     def whole_minimums(self, target: Target) -> bool:
         """Whether its minimums are whole numbers, too.  Beside a centre it would be as much work as in float32."""
@@ -198,8 +220,12 @@ class BlockLayout:
         if not (zero or self.minimum):
             return None
         words = self.whole_minimums(target)
-        sums = self.minimum and not words
-        return Correction(-zero, self.groups, halves, sums, words, anchored and bool(zero))
+        sums, paired = self.minimum and not words, self.paired(target)
+        assert not (paired and zero) or self.groups == 2, self.name
+        largest = paired and self.paired_limit() < LARGEST_SUM
+        return Correction(
+            -zero, self.groups, halves, sums, words, anchored and bool(zero), paired and bool(zero), largest
+        )
 
     def anchored(self, target: Target) -> bool:
         """Whether products with this type start at ANCHOR: their scales are float16, and each 32 columns have one."""

@@ -296,8 +296,7 @@ def _opened_tiles(
                 else:
                     values = [e.load(e.select(is_first, bias, out), ty) for out in outs]
                 sums.append(_locals(e, layout, values, panels))
-            if add:
-                _ask_for_next(e, outputs, w, height)
+            _ask_for_next(e, outputs, w, height)
             add_blocks(e, layout, a, starts, row, sums, following, opened=Opened(places, begin, steps))
             _store(e, sums, outputs)
 
@@ -309,11 +308,11 @@ def _locals(e: Emitter, layout: BlockLayout, values: list[Value], panels: int) -
 
 
 def _ask_for_next(e: Emitter, outputs: list[list[Value]], w: Fields, rows: int) -> None:
-    """Ask for what the next tile adds to, `rows` rows further."""
+    """Ask for what the next tile writes or adds to, `rows` rows further."""
     if e.target.asks_for_rows:
         for outs in outputs:
             for out in outs:
-                e.prefetch(out + w.y_stride * rows)
+                e.prefetch(out + w.y_stride * rows, write=True)
 
 
 def _store(e: Emitter, sums: list[Sequence[Local]], outputs: list[list[Value]]) -> None:

@@ -17,7 +17,7 @@ from .scales import scale_table, table_bytes
 from .target import Target
 from .values import I8, Value, Variable, vec
 
-CACHED_BYTES = 10 << 10  # of blocks whose codes are taken apart, beside which tiles pass through the cache
+CACHED_BYTES = 9 << 10  # of blocks whose codes are taken apart, beside which tiles pass through the cache
 
 
 def opens_panels(layout: BlockLayout, target: Target) -> bool:
@@ -28,7 +28,7 @@ def opens_panels(layout: BlockLayout, target: Target) -> bool:
 def opened_bytes(layout: BlockLayout, target: Target) -> int:
     """Bytes of a block of one panel, taken apart."""
     codes = layout.parts * BLOCK * target.lanes if target.opens_codes(layout) else 0
-    return table_bytes(layout, target) + codes
+    return table_bytes(layout, target, opened=True) + codes
 
 
 def opened_steps(layout: BlockLayout, target: Target, steps: int) -> int:
@@ -54,8 +54,8 @@ class OpenedBlock:
     """A block of a panel, taken apart: its scales, then any codes, from `address` on."""
 
     def __init__(self, e: Emitter, layout: BlockLayout, address: Value):
-        self._e, self._layout, self._codes_at = e, layout, address + table_bytes(layout, e.target)
-        self.scales = scale_table(e, layout, address)
+        self._e, self._layout, self._codes_at = e, layout, address + table_bytes(layout, e.target, opened=True)
+        self.scales = scale_table(e, layout, address, opened=True)
 
     def fill(self, block: Value) -> None:
         """Take apart the block at this address of a panel."""

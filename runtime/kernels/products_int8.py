@@ -8,20 +8,20 @@ same (`Emitter.opaque`) and sums that stay in memory (`Emitter.stored`) say what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from .activations import ROW_BYTES
 from .emit import CACHE_LINE, Emitter
+from .groups import Weights, corrected, dots_of_group, settle_locals
 from .layouts import ANCHOR, ANCHOR_BITS, BLOCK, BlockLayout
 from .opened import OpenedBlock, opened_bytes, opened_codes
 from .panels import unpack
+from .products_paired import add_pairs
 from .records import Fields
-from .scales import ScalesOf, SuperScales, WholeScales, open_block, scale_table, table_bytes
-from .target import Steps
+from .scales import PairedScales, ScalesOf, SuperScales, WholeScales, open_block, scale_table, table_bytes
 from .values import F32, I32, Local, Value, Variable, vec
 
 # How far ahead lower tiles ask for weights, all panels together.  Decoding gains 8 % on an Intel server, where 4 to 16
@@ -110,7 +110,8 @@ def add_blocks(
     at = [e.var(e.opaque(place)) for place in (record + first * ROW_BYTES, record + first * 4 + a.correction)]
     centre, supers = layout.centre(e.target), []
     if opened is None and layout.parts > 1:
-        supers = [scale_table(e, layout, e.scratch(table_bytes(layout, e.target))) for _ in panels]
+        table_size = table_bytes(layout, e.target, opened=False)
+        supers = [scale_table(e, layout, e.scratch(table_size), opened=False) for _ in panels]
     with e.loop(0, steps) as i:
         blocks = [panel + i * step_bytes for panel in panels]
         ahead = e.i64(PREFETCH_BYTES // len(panels))
@@ -136,26 +137,34 @@ def add_blocks(
         if layout.parts > 1:
             zero = e.zero(vec(I32 if whole else F32, n))
             inner = [of_panel[0].more([zero] * len(of_panel)) for of_panel in sums]
-        with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
+        order = layout.order(e.target.together)
+
+        def weights_of(part: Value) -> list[Weights]:
+            if apart and e.target.opens_codes(layout):  # opaque: else LLVM has a pointer for each of the eight vectors
+                opened_at = [e.var(e.opaque(block.codes(part))) for block in apart]
+                return [Weights(codes, opened_codes(e, codes, order, again)) for codes in opened_at]
+            packed_at = [e.var(block + header + part * size) for block in blocks]
+            return [Weights(codes, unpack(e, layout, codes, order, again)) for codes in packed_at]
+
+        def next_part(part: Value) -> list[Weights]:
             if following is not None:
                 following.ask(e)
                 if e.target.asks_for_rows:
                     e.prefetch(at[0].value + a.block_stride * ROWS_AHEAD, ROW_BYTES * len(sums[0]))
                     e.prefetch(at[1].value + a.block_stride * ROWS_AHEAD)
-            order = layout.order(e.target.together)
-            if apart and e.target.opens_codes(layout):  # opaque: else LLVM has a pointer for each of the eight vectors
-                codes = [e.var(e.opaque(block.codes(part))) for block in apart]
-                weights = [opened_codes(e, address, order, again) for address in codes]
-            else:
-                codes = [e.var(block + header + part * size) for block in blocks]
-                weights = [unpack(e, layout, address, order, again) for address in codes]
+            weights = weights_of(part)
             if few:
-                for address in codes:
-                    e.prefetch(address.value + ahead, size)
-            scales = [partial(of_part, part) for of_part in scales_of]
-            _add_part(e, layout, weights, scales, at, codes, inner)
-            for place in at:
-                place.set(e.opaque(place.value + a.block_stride))
+                for of_panel in weights:
+                    e.prefetch(of_panel.codes.value + ahead, size)
+            return weights
+
+        if pairs := [block for block in supers if isinstance(block, PairedScales)]:
+            add_pairs(e, layout, pairs, at, a.block_stride, inner, next_part, weights_of)
+        else:
+            with e.loop(0, layout.parts) if layout.parts > 1 else nullcontext(e.i64(0)) as part:
+                _add_part(e, layout, next_part(part), [partial(of_part, part) for of_part in scales_of], at, inner)
+                for place in at:
+                    place.set(e.opaque(place.value + a.block_stride))
         if whole:
             inner = _as_floats(e, layout, a, supers, at[1].value - a.block_stride * layout.parts, inner)
         if inner is not sums:
@@ -166,28 +175,21 @@ def add_blocks(
 
 
 def _add_part(
-    e: Emitter, layout: BlockLayout, weights: list[Iterator[Value]], scales_of: Sequence[Scales], at: list[Variable],
-    codes: list[Variable], sums: Sequence[Sequence[Local]],
+    e: Emitter, layout: BlockLayout, weights: list[Weights], scales_of: Sequence[Scales], at: list[Variable],
+    sums: Sequence[Sequence[Local]],
 ) -> None:  # fmt: skip
     """Add the products of 32 columns.
 
-    weights, scales_of, codes: of each panel its vectors, its scales, and the address of what is left of the vectors;
-    at: addresses of the first row's codes and correction.  The activations' scale is among the factors where each 32
-    columns have their own.  Sums are of whole numbers where the scales are (`BlockLayout.whole_scales`).
+    scales_of: the scales of each panel; at: addresses of the first row's codes and correction.  The activations' scale
+    is among the factors where each 32 columns have their own.  Sums are of whole numbers where the scales are
+    (`BlockLayout.whole_scales`).
     """
     n, groups, correction = e.target.lanes, layout.groups, layout.correction(e.target)
-    rows, order = range(len(sums[0])), layout.order(e.target.together)
+    rows = range(len(sums[0]))
     has_start = correction is not None and correction.factor != 0
     halves = correction is not None and correction.halves
     anchored = layout.anchored(e.target)
     offset_first = layout.parts == 1 and e.target.registers >= 32  # the order in which LLVM copies no totals
-
-    def columns(i: int, r: int, count: int) -> Value:
-        return e.repeated_bytes(at[0].value + (ROW_BYTES * r + 4 * i), count, 4 * n)
-
-    def steps(g: int) -> Steps:
-        for i in order[g * 8 // groups : (g + 1) * 8 // groups]:
-            yield [next(w) for w in weights], partial(columns, i)
 
     def adder(r: int) -> Callable[[Value, Value, Value], Value]:
         """What adds to a row's total: dots times the panel's factor."""
@@ -204,8 +206,8 @@ def _add_part(
 
     for g in range(groups):
         none = e.const(vec(I32, n), ANCHOR_BITS if anchored else 0)
-        starts = [_corrected(e, at[1].value, r, g, I32) if has_start else none for r in rows]
-        dots = e.target.dots(e, starts, steps(g), layout.bound(), halves)
+        starts = [corrected(e, at[1].value, r, g, I32) if has_start else none for r in rows]
+        dots = dots_of_group(e, layout, weights, at[0].value, g, starts, halves)
         if e.target.registers < 32:
             e.settle(dots)
         factors, offsets = [], []
@@ -217,7 +219,7 @@ def _add_part(
             added = adder(r)
             for p, factor in enumerate(factors):
                 total = sums[p][r].value
-                of_row = _corrected(e, at[1].value, r, g + groups * has_start, F32) if offsets else None
+                of_row = corrected(e, at[1].value, r, g + groups * has_start, F32) if offsets else None
                 if of_row is not None and offset_first:
                     total = e.fma(offsets[p], of_row, total)
                 total = added(total, dots[p][r], factor)
@@ -227,12 +229,7 @@ def _add_part(
         # LLVM starts the next group on ARM while this one's sums wait, and on x86 makes two instructions of add_scaled
         # so that it need not wait for this group's.
         if groups > 1 and (e.target.is_arm or (layout.whole_scales(e.target) and e.target.registers >= 32)):
-            _settle_locals(e, sums, at + codes)
-
-
-def _corrected(e: Emitter, first: Value, row: int, index: int, ty: Any) -> Value:
-    """Number `index` of a row's correction, in all lanes; first: the address of the tile's first row's."""
-    return e.broadcast(first + 4 * (e.target.tile * index + row), ty, e.target.lanes)
+            settle_locals(e, sums, at + [of_panel.codes for of_panel in weights])
 
 
 def _as_floats(
@@ -261,7 +258,7 @@ def _as_floats(
         for block, of_panel in zip(whole, floats, strict=True):
             for g, offset in enumerate(block.minimums(part)):
                 for r, total in enumerate(of_panel):
-                    total.set(e.fma(offset, _corrected(e, first.value, r, sums_from + g, F32), total.value))
+                    total.set(e.fma(offset, corrected(e, first.value, r, sums_from + g, F32), total.value))
         first.set(e.opaque(first.value + a.block_stride))
     return floats
 
@@ -279,15 +276,6 @@ def _whole_minimums(
         for block, of_panel in zip(blocks, minimums, strict=True):
             words = block.words(pair)
             for r, total in enumerate(of_panel):
-                total.set(e.target.add_words(e, total.value, words, _corrected(e, first.value, r, 0, I32)))
+                total.set(e.target.add_words(e, total.value, words, corrected(e, first.value, r, 0, I32)))
         first.set(e.opaque(first.value + a.block_stride * (layout.parts // pairs)))
     return minimums
-
-
-def _settle_locals(e: Emitter, sums: Sequence[Sequence[Local]], addresses: list[Variable]) -> None:
-    """Compute all sums before what is read by these addresses from now on."""
-    values = [[total.value for total in of_panel] for of_panel in sums]
-    e.settle(values, addresses)
-    for of_panel, now in zip(sums, values, strict=True):
-        for total, value in zip(of_panel, now, strict=True):
-            total.set(value)

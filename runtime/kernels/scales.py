@@ -9,6 +9,7 @@ the whole numbers that they are (`WholeScales`), with which products stay whole 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from .emit import Emitter
 from .layouts import BlockLayout
@@ -44,8 +45,8 @@ class SuperScales:
     def __init__(self, e: Emitter, layout: BlockLayout, table: Value, centre: int = 0):
         self._e, self._layout, self._table, self._centre = e, layout, table, centre
 
-    @staticmethod
-    def nbytes(layout: BlockLayout, target: Target) -> int:
+    @classmethod
+    def nbytes(cls, layout: BlockLayout, target: Target) -> int:
         return 4 * target.lanes * layout.parts * layout.groups * (1 + layout.minimum)
 
     def fill(self, block: Value) -> None:
@@ -75,25 +76,35 @@ class WholeScales(SuperScales):
     factor, minimum_factor: of all scales and of whole minimums, <n x f32>.
     """
 
-    @staticmethod
-    def nbytes(layout: BlockLayout, target: Target) -> int:
-        minimums = 1 + layout.parts * layout.groups // 2
-        if not layout.whole_minimums(target):
-            minimums = layout.parts * layout.groups * layout.minimum
-        return 4 * target.lanes * (1 + layout.parts * layout.groups + minimums)
+    in_vector: ClassVar[int] = 1  # groups whose scales share a vector
+
+    @classmethod
+    def nbytes(cls, layout: BlockLayout, target: Target) -> int:
+        groups = layout.parts * layout.groups
+        minimums = 1 + groups // 2 if layout.whole_minimums(target) else groups * layout.minimum
+        return 4 * target.lanes * (cls._minimums_from(layout) + minimums)
+
+    @classmethod
+    def _minimums_from(cls, layout: BlockLayout) -> int:
+        """How many vectors come before the minimums."""
+        return 1 + layout.parts * layout.groups // cls.in_vector
 
     def fill(self, block: Value) -> None:
         e, layout = self._e, self._layout
         header = _header(e, layout, block)
         (factor, scales), *rest = layout.integers(e, header)
         scales = [number.to(I32) for number in scales]
-        vectors = [factor, *(scales if layout.wide_sums(e.target) else [number & 0xFFFF for number in scales])]
+        vectors = [factor, *self._stored(scales)]
         if layout.whole_minimums(e.target):
             [(minimum_factor, minimums)] = rest
-            vectors += [minimum_factor, *_words(minimums)]
+            vectors += [minimum_factor, *_words(minimums[::2], minimums[1::2])]
         elif layout.minimum:
             vectors += _with_centre(e, *layout.scales(e, header), self._centre)
         self._store(vectors)
+
+    def _stored(self, scales: list[Value]) -> list[Value]:
+        """The vectors of all groups' scales."""
+        return scales if self._layout.wide_sums(self._e.target) else [number & 0xFFFF for number in scales]
 
     def __call__(self, part: Value) -> tuple[list[Value], list[Value]]:
         """Scales of a part's groups; their minimums wait for the end of the super-block."""
@@ -105,37 +116,55 @@ class WholeScales(SuperScales):
         return self._vectors(self._e.i64(0), 1, F32)[0]
 
     @property
-    def _minimums_from(self) -> int:
-        return 1 + self._layout.parts * self._layout.groups
+    def _at_minimums(self) -> Value:
+        return self._e.i64(self._minimums_from(self._layout))
 
     @property
     def minimum_factor(self) -> Value:
-        return self._vectors(self._e.i64(self._minimums_from), 1, F32)[0]
+        return self._vectors(self._at_minimums, 1, F32)[0]
 
     def words(self, pair: Value) -> Value:
         """Minimums of two groups."""
-        return self._vectors(pair + (self._minimums_from + 1), 1, I32)[0]
+        return self._vectors(pair + self._at_minimums + 1, 1, I32)[0]
 
     def minimums(self, part: Value) -> list[Value]:
         """Those of a part's groups, as float32."""
         groups = self._layout.groups
-        return self._vectors(part * groups + self._minimums_from, groups, F32)
+        return self._vectors(part * groups + self._at_minimums, groups, F32)
 
 
-def _words(numbers: list[Value]) -> list[Value]:
-    """int16 of two neighbours side by side."""
-    return [(low & 0xFFFF) | (high << 16) for low, high in zip(numbers[::2], numbers[1::2], strict=True)]
+class PairedScales(WholeScales):
+    """The same as int16 of two groups each, the first one's in the high halves."""
+
+    in_vector = 2
+
+    def _stored(self, scales: list[Value]) -> list[Value]:
+        return _words(scales[1::2], scales[::2])
+
+    def of_pair(self, pair: Value) -> Value:
+        """Scales of two groups."""
+        return self._vectors(pair + 1, 1, I32)[0]
 
 
-def table_bytes(layout: BlockLayout, target: Target) -> int:
-    """Bytes of the scales of a panel's super-block, as products read them."""
-    return (WholeScales if layout.whole_scales(target) else SuperScales).nbytes(layout, target)
+def _words(lows: list[Value], highs: list[Value]) -> list[Value]:
+    """int16 of both numbers side by side."""
+    return [(low & 0xFFFF) | (high << 16) for low, high in zip(lows, highs, strict=True)]
 
 
-def scale_table(e: Emitter, layout: BlockLayout, table: Value) -> SuperScales:
+def table_bytes(layout: BlockLayout, target: Target, opened: bool) -> int:
+    """Bytes of the scales of a panel's super-block, as products read them; opened: those of panels taken apart."""
+    return _kind(layout, target, opened).nbytes(layout, target)
+
+
+def scale_table(e: Emitter, layout: BlockLayout, table: Value, opened: bool) -> SuperScales:
     """Those scales, in memory from `table` on."""
-    kind = WholeScales if layout.whole_scales(e.target) else SuperScales
-    return kind(e, layout, table, layout.centre(e.target))
+    return _kind(layout, e.target, opened)(e, layout, table, layout.centre(e.target))
+
+
+def _kind(layout: BlockLayout, target: Target, opened: bool) -> type[SuperScales]:
+    if layout.paired(target, opened):
+        return PairedScales
+    return WholeScales if layout.whole_scales(target) else SuperScales
 
 
 def _header(e: Emitter, layout: BlockLayout, block: Value) -> list[Value]:

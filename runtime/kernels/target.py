@@ -105,8 +105,11 @@ class Target:
         return 1 if self.registers < 32 and not alone else 8 // layout.groups
 
     @property
-    def multiplies_words(self) -> bool:
-        """Whether a product of 32 bits by 32 is one instruction that costs as little as one of 16."""
+    def has_spare_units(self) -> bool:
+        """Whether what is no product, as shifts, logic and sums, costs nothing beside products, for which others wait.
+
+        A product of 32 bits by 32 then is one instruction that takes as long as one of 16.
+        """
         return False
 
     def add_scaled(self, e: Emitter, total: Value, x: Value, scale: Value) -> Value:

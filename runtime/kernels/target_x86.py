@@ -100,8 +100,8 @@ class Avx512Vnni(_Vnni):
         return self.is_amd and layout.planes == (8,)
 
     @property
-    def multiplies_words(self) -> bool:
-        """AMD's cores do (Intel's in two, which wait long).  What adds the products has units of its own there."""
+    def has_spare_units(self) -> bool:
+        """AMD's cores do: two of four units multiply.  Intel's multiply 32 bits by 32 in two, which wait long."""
         return self.is_amd
 
     def scaled(self, e: Emitter, x: Value, n: Value) -> Value:
