@@ -10,7 +10,7 @@ import numpy as np
 
 from halfbyte.runtime.engine.threads import ThreadPool
 from halfbyte.runtime.kernels import elementwise as ew
-from halfbyte.runtime.kernels.activations import ROW_BYTES, Sink
+from halfbyte.runtime.kernels.activations import Sink, row_bytes
 from halfbyte.runtime.kernels.jit import Kernel, Library
 from halfbyte.runtime.kernels.layouts import Correction
 from halfbyte.runtime.kernels.matmul import MATMUL, MATRIX, matmul_kernel
@@ -96,7 +96,7 @@ class Codes:
 
     def __init__(self, sink: Sink, rows: int, columns: int, tile: int, heap: Heap | None = None):
         self.sink, self._rows, self._tile = sink, rows, tile
-        shape = -(-rows // tile), columns // 32, sink.block_bytes(tile)
+        shape = -(-rows // tile), columns // sink.columns, sink.block_bytes(tile)
         self._tiles = (heap or Heap()).place(np.zeros(shape, np.uint8))
 
     def written(self) -> dict[str, int]:
@@ -113,42 +113,52 @@ class Codes:
             "correction": at,
         }  # fmt: skip
 
-    def _by_row(self, start: int, groups: int, row_bytes: int) -> np.ndarray:
-        """uint8 [group, row, row_bytes] from byte `start` of each record, as [rows, blocks, groups, row_bytes]."""
-        n_tiles, blocks, _ = self._tiles.shape
-        part = self._tiles[:, :, start : start + groups * self._tile * row_bytes]
-        part = part.reshape(n_tiles, blocks, groups, self._tile, row_bytes).transpose(0, 3, 1, 2, 4)
-        return part.reshape(n_tiles * self._tile, blocks, groups, row_bytes)[: self._rows].copy()
+    def _by_row(self, start: int, count: int, row_bytes: int) -> np.ndarray:
+        """uint8 [count, row, row_bytes] from byte `start` of each record, as [rows, records, count, row_bytes]."""
+        n_tiles, records, _ = self._tiles.shape
+        some = self._tiles[:, :, start : start + count * self._tile * row_bytes]
+        some = some.reshape(n_tiles, records, count, self._tile, row_bytes).transpose(0, 3, 1, 2, 4)
+        return some.reshape(n_tiles * self._tile, records, count, row_bytes)[: self._rows].copy()
+
+    def _of_correction(self, correction: Correction, first: int, count: int, kind: type) -> np.ndarray:
+        """Values number `first` to first + count - 1 of a correction: [rows, records, count, 4 bytes of `kind`]"""
+        at = self.sink.correction_at(correction, self._tile) + 4 * self._tile * first
+        return self._by_row(at, count, 4).view(kind)
 
     def codes(self) -> np.ndarray:
         """int8 [rows, blocks, 32]"""
-        return self._by_row(0, 1, ROW_BYTES)[:, :, 0, :32].view(np.int8)
+        parts, size = self.sink.parts, row_bytes(self.sink.columns)
+        return self._by_row(0, parts, size)[..., :32].reshape(self._rows, -1, 32).view(np.int8)
 
     def scales(self) -> np.ndarray:
-        """float32 [rows, blocks]; those of a super-block are read from its last record, as products do"""
-        stored = self._by_row(0, 1, ROW_BYTES)[:, :, 0, 32:].copy().view(np.float32)[..., 0]
-        share = self.sink.columns // 32
-        return np.repeat(stored[:, share - 1 :: share], share, axis=1)
+        """float32 [rows, blocks], of super-blocks the same for each of their blocks"""
+        parts = self.sink.parts
+        if parts == 1:
+            return self._by_row(0, 1, row_bytes(32))[:, :, 0, 32:].copy().view(np.float32)[..., 0]
+        stored = self._by_row(self.sink.columns * self._tile, 1, 4).view(np.float32)[..., 0, 0]
+        return np.repeat(stored, parts, axis=1)
 
     def largest(self) -> np.ndarray:
         """int32 [rows, super-blocks]: what a `Correction.largest` tells."""
-        return self._by_row(0, 1, ROW_BYTES)[:, :: self.sink.columns // 32, 0, 32:].copy().view(np.int32)[..., 0]
+        return self._by_row((self.sink.columns + 4) * self._tile, 1, 4).view(np.int32)[..., 0, 0]
 
     def products(self, correction: Correction) -> np.ndarray:
         """What comes of its factor: int32 [rows, blocks, groups, 1], or int16 [rows, blocks, groups, 2] of halves"""
-        values = self._by_row(self.sink.correction_at(correction, self._tile), correction.groups, 4)
-        return values.view(np.int16 if correction.halves else np.int32)
+        kind, groups = np.int16 if correction.halves else np.int32, correction.groups
+        values = self._of_correction(correction, 0, self.sink.parts * groups, kind)
+        return values.reshape(self._rows, -1, groups, values.shape[-1])
 
     def sums(self, correction: Correction) -> np.ndarray:
         """float32 [rows, blocks, groups]"""
-        at = self.sink.correction_at(correction, self._tile)
-        at += 4 * self._tile * correction.groups if correction.factor else 0
-        return self._by_row(at, correction.groups, 4).view(np.float32)[..., 0]
+        parts, groups = self.sink.parts, correction.groups
+        values = self._of_correction(correction, parts * correction.factors, parts * groups, np.float32)
+        return values.reshape(self._rows, -1, groups)
 
     def words(self, correction: Correction) -> np.ndarray:
-        """int16 [rows, blocks, 2], those of odd blocks without a meaning where a block has one group"""
-        at = self.sink.correction_at(correction, self._tile) + 4 * self._tile * (correction.values - 1)
-        return self._by_row(at, 1, 4)[:, :, 0].view(np.int16)
+        """int16 [rows, groups of all blocks]"""
+        parts = self.sink.parts
+        count = parts * correction.groups // 2
+        return self._of_correction(correction, correction.words_from(parts), count, np.int16).reshape(self._rows, -1)
 
     def values(self) -> np.ndarray:
         """float64 [rows, columns]: what codes and scales stand for."""

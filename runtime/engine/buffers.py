@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..kernels.activations import Sink
-from ..kernels.layouts import BLOCK, BlockLayout, Correction
+from ..kernels.layouts import BlockLayout, Correction
 from ..kernels.target import Target
 from .memory import Allocate, Memory
 from .weights import Matrix
@@ -43,7 +43,7 @@ class Tiles:
     @property
     def tile_stride(self) -> int:
         """Bytes from one tile of rows to the next."""
-        return self.columns // BLOCK * self.block_stride
+        return self.columns // self.sink.columns * self.block_stride
 
     def fields(self) -> dict[str, int]:
         """The record fields of the kernel that writes this."""
@@ -128,5 +128,5 @@ class Buffers:
     def _tiles(self, use: str, n_rows: int, columns: int, sink: Sink) -> Tiles:
         tile = self._target.tile
         block_stride, n_tiles = sink.block_bytes(tile), -(-n_rows // tile)
-        nbytes = n_tiles * (columns // BLOCK) * block_stride
+        nbytes = n_tiles * (columns // sink.columns) * block_stride
         return Tiles(sink, columns, self._take((use, n_rows, columns, sink), nbytes, use), block_stride)

@@ -93,9 +93,16 @@ class Emitter:
 
     def stored(self, initial: list[Value]) -> list[Stored]:
         """Locals in memory, of one type of 4-byte elements."""
-        size = 4 * initial[0].lanes
-        base = self.var(self.opaque(self.scratch(size * len(initial))))
-        return [Stored(base, size * i, value) for i, value in enumerate(initial)]
+        places = self.unset(initial[0].type, len(initial))
+        for place, value in zip(places, initial, strict=True):
+            place.set(value)
+        return places
+
+    def unset(self, ty: Any, count: int) -> list[Stored]:
+        """Such locals that hold nothing yet."""
+        size = 4 * getattr(ty, "count", 1)
+        base = self.var(self.opaque(self.scratch(size * count)))
+        return [Stored(base, size * i, ty) for i in range(count)]
 
     def opaque(self, x: Value) -> Value:
         """The int64 `x`, of which LLVM forgets how it was computed."""

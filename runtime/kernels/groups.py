@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .activations import ROW_BYTES
+from .activations import row_bytes
 from .emit import Emitter
 from .layouts import BlockLayout
 from .target import Steps
@@ -33,10 +33,10 @@ def dots_of_group(
 
     first: the address of the first row's codes; halves: as `Target.dots` has it.
     """
-    order = layout.order(e.target.together)
+    order, stride = layout.order(e.target.together), row_bytes(layout.scale_columns)
 
     def columns(i: int, r: int, count: int) -> Value:
-        return e.repeated_bytes(first + (ROW_BYTES * r + 4 * i), count, 4 * e.target.lanes)
+        return e.repeated_bytes(first + (stride * r + 4 * i), count, 4 * e.target.lanes)
 
     def steps() -> Steps:
         for i in order[g * 8 // layout.groups : (g + 1) * 8 // layout.groups]:

@@ -37,11 +37,10 @@ class Correction:
     factor    the int32 factor * sum(codes), where integer dots start, so that the code `-factor` counts as zero
     halves    of a factor: not an int32 but two int16, of the columns that are first and last two of four
     sums      the float32 sum(codes), which the group's minimum multiplies, and in blocks of 32 times the scale
-    words     of each two groups the sums as int16, which their minimums multiply as whole numbers: of one part, or in
-              the record of an even part its own and the next one's
+    words     of each two groups the sums as int16, which their minimums multiply as whole numbers
     anchored  ANCHOR's bits are added to the int32
     paired    of two groups, the factor's are not two int32 but one of two int16, which wrap (products_paired.py)
-    largest   a super-block's first record has the int32 largest sum of 16 |codes| for its scale, which others have
+    largest   a super-block's record has the int32 largest sum of 16 |codes|, behind the scales
     """
 
     factor: int = 0
@@ -54,10 +53,17 @@ class Correction:
     largest: bool = False
 
     @property
-    def values(self) -> int:
-        """Of 4 bytes, for each row: first the factor's for each group, then the sums, then the words."""
-        of_factor = 1 if self.paired else self.groups * bool(self.factor)
-        return of_factor + self.groups * self.sums + self.words
+    def factors(self) -> int:
+        """Of 4 bytes, for each row and 32 columns: what comes of the factor."""
+        return 1 if self.paired else self.groups * bool(self.factor)
+
+    def words_from(self, parts: int) -> int:
+        """Of 4 bytes, for each row: those of all factors and sums, which come before the words."""
+        return parts * (self.factors + self.groups * self.sums)
+
+    def values(self, parts: int) -> int:
+        """Of 4 bytes, for each row, in a record of so many parts: all factors, then all sums, then all words."""
+        return self.words_from(parts) + parts * self.groups // 2 * self.words
 
     def __repr__(self) -> str:  # part of a kernel's name
         flags = "h" * self.halves + "sum" * self.sums + "words" * self.words + "anchor" * self.anchored

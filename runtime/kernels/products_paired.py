@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from .activations import ROW_BYTES
+from .activations import row_bytes
 from .emit import Emitter
 from .groups import Weights, corrected, dots_of_group, settle_locals
 from .layouts import BLOCK, LARGEST_SUM, BlockLayout
@@ -23,32 +23,34 @@ from .scales import PairedScales
 from .values import I8, I16, I32, Local, Value, Variable, vec
 
 IN_REGISTERS = 8  # sums that wait there for their neighbours; more wait in memory
+Strides = tuple[Value, Value]
 WeightsOf = Callable[[Value], list[Weights]]  # of a part's number
 
 
 def add_pairs(
-    e: Emitter, layout: BlockLayout, scales: Sequence[PairedScales], at: list[Variable], block_stride: Value,
-    sums: Sequence[Sequence[Local]], next_part: WeightsOf, weights_of: WeightsOf,
+    e: Emitter, layout: BlockLayout, scales: Sequence[PairedScales], at: list[Variable], per_part: Strides,
+    largest_at: Value, sums: Sequence[Sequence[Local]], next_part: WeightsOf, weights_of: WeightsOf,
 ) -> None:  # fmt: skip
-    """sums[p][r] <n x i32> += the super-block's products of panel p and row r; at: of its first record, and moved on.
+    """sums[p][r] <n x i32> += the super-block's products of panel p and row r; at is moved on behind its parts.
 
-    at: addresses of the first row's codes and correction, block_stride from those of the next record.
+    at: addresses of the first row's codes and correction; per_part: from those to the next part's; largest_at: address
+    of what `Correction.largest` tells of the first row.
     next_part, weights_of: a part's codes, the former for parts in their order, who asks memory for what follows.
     """
     if layout.paired_limit() >= LARGEST_SUM:
-        _add_side_by_side(e, layout, scales, at, block_stride, sums, next_part)
+        _add_side_by_side(e, layout, scales, at, per_part, sums, next_part)
         return
     rows = range(len(sums[0]))
-    largest = functools.reduce(e.max, [e.load(at[0].value + (ROW_BYTES * r + BLOCK), I32) for r in rows])
+    largest = functools.reduce(e.max, [e.load(largest_at + 4 * r, I32) for r in rows])
     limit = layout.paired_limit()
     with e.when(largest <= limit):
-        _add_side_by_side(e, layout, scales, at, block_stride, sums, next_part)
+        _add_side_by_side(e, layout, scales, at, per_part, sums, next_part)
     with e.when(largest > limit):
-        _add_row_by_row(e, layout, scales, at, block_stride, sums, weights_of)
+        _add_row_by_row(e, layout, scales, at, per_part, sums, weights_of)
 
 
 def _add_side_by_side(
-    e: Emitter, layout: BlockLayout, scales: Sequence[PairedScales], at: list[Variable], block_stride: Value,
+    e: Emitter, layout: BlockLayout, scales: Sequence[PairedScales], at: list[Variable], per_part: Strides,
     sums: Sequence[Sequence[Local]], next_part: WeightsOf,
 ) -> None:  # fmt: skip
     """As `add_pairs`, for groups whose sums fit 16 bits."""
@@ -57,7 +59,7 @@ def _add_side_by_side(
     firsts: list[Sequence[Local]] = []
     for of_panel in sums:
         few = len(sums) * len(of_panel) <= IN_REGISTERS
-        firsts.append([e.var(zero) for _ in of_panel] if few else e.stored([zero] * len(of_panel)))
+        firsts.append([e.var(zero) for _ in of_panel] if few else e.unset(zero.type, len(of_panel)))
     # The first group's are in the high halves, so that sums are shifted that wait.  Opaque: LLVM would merge them by a
     # permutation, for which products wait (1 to 2 % of the time).
     low_half = e.opaque(e.i64(0x0000FFFF0000FFFF)).splat(n // 2).view(zero.type)
@@ -73,8 +75,8 @@ def _add_side_by_side(
                 e.settle(dots, at)
             record = at[1].value
             if number % groups == groups - 1:
-                for place in at:
-                    place.set(e.opaque(place.value + block_stride))
+                for place, further in zip(at, per_part, strict=True):
+                    place.set(e.opaque(place.value + further))
         for r in rows:
             shift = corrected(e, record, r, 0, I32).view(words) if layout.zero else None
             for of_scales, of_panel, kept, last in zip(scales, sums, firsts, dots, strict=True):
@@ -87,7 +89,7 @@ def _add_side_by_side(
 
 
 def _add_row_by_row(
-    e: Emitter, layout: BlockLayout, scales: Sequence[PairedScales], at: list[Variable], block_stride: Value,
+    e: Emitter, layout: BlockLayout, scales: Sequence[PairedScales], at: list[Variable], per_part: Strides,
     sums: Sequence[Sequence[Local]], weights_of: WeightsOf,
 ) -> None:  # fmt: skip
     """As `add_pairs`, in 32 bits."""
@@ -95,7 +97,7 @@ def _add_row_by_row(
     zero, size = e.zero(vec(I32, n)), 4 * n
     held = e.scratch(size * len(sums) * n_rows)
     with e.loop(0, n_rows) as r:
-        totals, first = [e.var(zero) for _ in sums], e.var(at[0].value + r * ROW_BYTES)
+        totals, first = [e.var(zero) for _ in sums], e.var(at[0].value + r * row_bytes(layout.scale_columns))
         with e.loop(0, layout.parts, 2 // groups) as part:
             for number in range(2):
                 g = number % groups
@@ -110,11 +112,11 @@ def _add_row_by_row(
                     pair = of_scales.of_pair(part * groups // 2)
                     total.set(total.value + dot * (pair >> 16 * (1 - number)).to(I16).to(I32))
                 if g == groups - 1:
-                    first.set(first.value + block_stride)
+                    first.set(first.value + per_part[0])
         for p, total in enumerate(totals):
             e.store(total.value, held + (r + p * n_rows) * size)
-    for place in at:
-        place.set(place.value + block_stride * layout.parts)
+    for place, further in zip(at, per_part, strict=True):
+        place.set(place.value + further * layout.parts)
     for p, of_panel in enumerate(sums):
         for i, of_row in enumerate(of_panel):
             of_row.set(e.load(held + (p * n_rows + i) * size, zero.type))

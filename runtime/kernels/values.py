@@ -193,9 +193,8 @@ class Variable:
 class Stored:
     """A mutable local that stays in memory, for registers are needed elsewhere (`Emitter.stored`)."""
 
-    def __init__(self, base: Variable, offset: int, initial: Value):
-        self._base, self._offset, self._type = base, offset, initial.type
-        self.set(initial)
+    def __init__(self, base: Variable, offset: int, ty: Any):
+        self._base, self._offset, self._type = base, offset, ty
 
     @property
     def value(self) -> Value:
