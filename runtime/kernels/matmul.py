@@ -308,7 +308,11 @@ def _locals(e: Emitter, layout: BlockLayout, values: list[Value], panels: int) -
 
 
 def _ask_for_next(e: Emitter, outputs: list[list[Value]], w: Fields, rows: int) -> None:
-    """Ask for what the next tile writes or adds to, `rows` rows further."""
+    """Ask for what the next tile writes or adds to, `rows` rows further.
+
+    Also where it only writes: sums that wait in memory (products_paired.py) would stand behind results that no cache
+    has (of Q4_K with 2048 columns one thread reached 68 % of the peak so, 78 % with it).
+    """
     if e.target.asks_for_rows:
         for outs in outputs:
             for out in outs:

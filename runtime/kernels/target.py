@@ -84,7 +84,10 @@ class Target:
 
     @property
     def asks_for_rows(self) -> bool:
-        """Whether full tiles ask for activations ROWS_AHEAD, and for the results that the next tile adds to."""
+        """Whether full tiles ask for activations ROWS_AHEAD, and for the results that the next tile starts from.
+
+        Where panels are taken apart, also for those that it only writes.
+        """
         return False
 
     def keeps_sums(self, layout: BlockLayout, vectors: int) -> bool:
