@@ -114,15 +114,16 @@ def test_sums_at_the_edge_of_16_bits(bench: Bench, name: str) -> None:
     raw, codes = random_blocks(name, 64, 512, rng).reshape(64, 2, -1), {"q4_k": (16, 144), "q6_k": (0, 192)}[name]
     raw[..., slice(*codes)] = rng.choice(np.array([0x00, 0xFF], np.uint8), size=(64, 1, 1))
     raw = raw.reshape(64, -1)
-    limit = {"q4_k": 32767 // 30, "q6_k": 32767 // 32}[name]
+    limit, columns = {"q4_k": (32767 // 30, 32), "q6_k": (32767 // 32, 16)}[name]  # of a group
     kinds = [limit - 1, limit, limit + 1, 16 * 127, 16, -limit, -limit - 1, -16 * 127]
     mixed = np.resize(kinds, bench.tile)  # in one tile
     edges = np.concatenate([np.repeat(kinds, bench.tile), mixed])
     x = rng.integers(-20, 21, (len(edges), 512)).astype(np.float32)
     x[:, ::256] = 127  # so that all scales are 1
     for row, total in zip(x, edges, strict=True):
-        first = 32 * rng.integers(1, 8)
-        row[first : first + 32] = np.tile(np.diff(abs(total) * np.arange(17) // 16), 2) * np.sign(total)
+        first = columns * rng.integers(1, 256 // columns)
+        group = np.diff(abs(total) * np.arange(17) // 16) * np.sign(total)
+        row[first : first + columns] = np.tile(group, columns // 16)
     product = Product(bench, name, raw, 512, len(x))
     np.testing.assert_array_equal(product.quantize(x), x)
     if product.sink.tells_largest:
