@@ -10,7 +10,8 @@ micro-kernel reads of all its rows:
                      for each correction: of its factor [part, group, row], its sums [part, group, row], its words
                      [two groups, row]
 
-so that every address in the micro-kernel is one of two pointers plus a constant.  Rows apart cost a pointer each,
+so that every address in the micro-kernel is one of two pointers plus a constant (of scales for 256 columns, of a third
+one).  Rows apart cost a pointer each,
 spills of those, and collisions in the cache where strides are powers of two: a third of the speed of prompts.
 
 Types with blocks of 32 columns meet a scale for each 32, absmax / 127 rounded to float16 as in llama.cpp's Q8_0; types

@@ -17,8 +17,6 @@ from .scales import scale_table, table_bytes
 from .target import Target
 from .values import I8, Value, Variable, vec
 
-CACHED_BYTES = 9 << 10  # of blocks whose codes are taken apart, beside which tiles pass through the cache
-
 
 def opens_panels(layout: BlockLayout, target: Target) -> bool:
     """Whether full tiles of prompts find anything of a panel taken apart."""
@@ -35,7 +33,7 @@ def opened_steps(layout: BlockLayout, target: Target, steps: int) -> int:
     """How many of a panel's `steps` blocks are taken apart at a time."""
     if not target.opens_codes(layout):
         return steps
-    rounds = max(1, round(steps * opened_bytes(layout, target) / CACHED_BYTES))
+    rounds = max(1, round(steps * opened_bytes(layout, target) / target.cached_bytes))
     return -(-steps // rounds)
 
 

@@ -188,7 +188,7 @@ def _part_strides(e: Emitter, layout: BlockLayout, a: Fields) -> tuple[Value, Va
     if layout.parts == 1:
         return a.block_stride, a.block_stride
     correction = layout.correction(e.target)
-    values = correction.factors or correction.groups * correction.sums if correction else 0
+    values = (correction.factors or correction.groups * correction.sums) if correction else 0
     return e.i64(e.target.tile * BLOCK), e.i64(4 * e.target.tile * values)
 
 

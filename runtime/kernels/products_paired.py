@@ -3,8 +3,8 @@ leaves: each row's sum of a super-block's products times whole scales.
 
 What multiplies is all that Zen 5 waits for (`Target.has_spare_units`): in Q4_K 8 products of scales and 4 of minimums
 beside 64 of codes.  So the sums of two groups are put side by side, as int16 in one vector, and one instruction
-multiplies both by their scales: prompts of a 1B model take 1 to 4 % less time in Q4_K_M, 5 to
-7 % in Q2_K, 2 % in Q3_K.
+multiplies both by their scales: prompts of a 1B model take 1 to 4 % less time in Q4_K_M, 5 to 7 %
+in Q2_K, 2 % in Q3_K.
 
 Such a sum need not fit 16 bits, which it does unless activations are large all over a group: 15 * 127 * 32 = 60960 in
 Q4_K.  Quantizing tells (`Correction.largest`); a super-block with such a row is multiplied row by row in 32 bits,
@@ -14,12 +14,13 @@ which takes longer and gives the same sums.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 from .activations import row_bytes
 from .emit import Emitter
 from .groups import Weights, corrected, dots_of_group, settle_locals
-from .layouts import BLOCK, LARGEST_SUM, BlockLayout
+from .layouts import LARGEST_SUM, BlockLayout
 from .scales import PairedScales
 from .values import I8, I16, I32, Local, Value, Variable, vec
 
@@ -106,7 +107,7 @@ def _add_row_by_row(
                     weights = weights_of(part + number // groups)
                 dots = dots_of_group(e, layout, weights, first.value, g, [zero])
                 if layout.zero:
-                    zeros = [Weights(first, iter([e.const(vec(I8, 4 * n), layout.zero)] * BLOCK))]
+                    zeros = [Weights(first, itertools.repeat(e.const(vec(I8, 4 * n), layout.zero)))]
                     [[taken]] = dots_of_group(e, layout, zeros, first.value, g, [zero])
                     dots = [[dot - taken] for [dot] in dots]
                 for of_scales, total, [dot] in zip(scales, totals, dots, strict=True):

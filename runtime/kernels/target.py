@@ -103,6 +103,11 @@ class Target:
         """
         return layout.codebook is not None or layout.planes not in ((4,), (8,))
 
+    @property
+    def cached_bytes(self) -> int:
+        """Of a panel's blocks whose codes are taken apart at a time, beside which tiles pass through the cache."""
+        return 10 << 10
+
     def loads_again(self, layout: BlockLayout, alone: bool) -> int:
         """After how many vectors of a part's eight to load again what they share; alone: for a single row."""
         return 1 if self.registers < 32 and not alone else 8 // layout.groups

@@ -91,6 +91,14 @@ class Avx512Vnni(_Vnni):
         """
         return self.is_amd
 
+    @property
+    def cached_bytes(self) -> int:
+        """AMD's cores: two panels share the cache, which in Q6_K has room for two super-blocks of each.
+
+        With three of 8192 columns a 1B model in Q4_K_M takes 0.5 % longer for prompts.
+        """
+        return 9 << 10 if self.is_amd else super().cached_bytes
+
     def asks_afar(self, layout: BlockLayout) -> bool:
         """Bytes, which take the fewest instructions for what they read; other types take 0 to 2 % longer so.
 
