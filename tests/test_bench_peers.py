@@ -28,6 +28,9 @@ FACTS = {"weight_bytes": None, "cache_bytes": 2}
 LIMITS = [{"read": 2e6, "operations": 1e9}, {"read": 1e6, "operations": 3e9}, {"read": 4e6, "operations": 2e9}]
 
 
+WAYS = ("halfbyte", "llama.cpp", "llama.cpp, no repack")
+
+
 def speed(engine, case, values, failed=None, facts=FACTS):
     return Series(2, case.name, engine, list(values), failed, case, LIMITS, facts)
 
@@ -72,23 +75,46 @@ def test_prompts_are_part_of_the_integer_peak():
     assert row.results["halfbyte"].of_limit == pytest.approx(2e4 * 2008 / 2e9)
 
 
-def test_the_best_way_of_a_peer_counts_for_each_figure():
+def two_ways(case, plain, other):
+    return [speed(n, case, v) for n, v in zip(WAYS, ([30, 10, 20], [plain] * 3, [other] * 3), strict=True)]
+
+
+def starts(ours, plain, other):
+    return [Series(2, "load", n, v) for n, v in zip(WAYS, (ours, plain, other), strict=True)]
+
+
+def test_the_best_way_of_a_peer_counts_for_each_speed():
     case = Case(0, 8, 0)
     found = [
         speed("halfbyte", case, [30, 10, 20]),
         speed("llama.cpp", case, [10, 10, 10]),
         speed("llama.cpp, no repack", case, [5, 40, 30]),
-        Series(2, "load", "halfbyte", [1.0, 1.0]),
-        Series(2, "load", "llama.cpp", [2.0, 3.0]),
-        Series(2, "load", "llama.cpp, no repack", [4.0, 5.0]),
     ]
-    generated, load = rows(found, SIZES)
+    [generated] = rows(found, SIZES)
     assert generated.results["llama.cpp"].engine == "llama.cpp, no repack"
     assert generated.results["llama.cpp"].ratio == Spread(20 / 30, 10 / 40, 30 / 5)
-    assert load.results["llama.cpp"].engine == "llama.cpp"
-    assert load.results["llama.cpp"].value == Spread(2.5, 2.0, 3.0)
-    assert load.results["llama.cpp"].of_limit is None
-    assert load.results["llama.cpp"].ratio == Spread(0.4, 1 / 3, 0.5)
+    alone = rows([*two_ways(case, 10, 20), *two_ways(Case(8, 0, 0), 20, 10)], SIZES)
+    assert [row.results["llama.cpp"].engine for row in alone] == ["llama.cpp, no repack", "llama.cpp"]
+
+
+def test_loading_is_that_of_the_way_that_is_fastest_over_all_speeds():
+    load = starts([1.0, 1.0], [2.0, 3.0], [0.4, 0.5])
+    prompt, generated = Case(8, 0, 0), Case(0, 8, 0)
+    for speeds, expected in (
+        ([*two_ways(prompt, 30, 10), *two_ways(generated, 10, 29)], "llama.cpp"),
+        ([*two_ways(prompt, 30, 10), *two_ways(generated, 10, 31)], "llama.cpp, no repack"),
+        ([*two_ways(prompt, 30, 10), *two_ways(generated, 10, 1)[::2]], "llama.cpp, no repack"),  # the other failed
+        ([], "llama.cpp, no repack"),  # the soonest
+    ):
+        [row] = [row for row in rows([*load, *speeds], SIZES) if row.figure == "load"]
+        assert row.results["llama.cpp"].engine == expected
+    [row, *_] = rows([*load, *two_ways(prompt, 30, 10)], SIZES)
+    assert row.results["llama.cpp"].value == Spread(2.5, 2.0, 3.0)
+    assert row.results["llama.cpp"].of_limit is None
+    assert row.results["llama.cpp"].ratio == Spread(0.4, 1 / 3, 0.5)
+    load[1].failed = "died of SIGSEGV"
+    [row, *_] = rows([*load, *two_ways(prompt, 30, 10)], SIZES)
+    assert row.results["llama.cpp"].engine == "llama.cpp, no repack"
 
 
 def test_a_way_that_failed_leaves_its_place_to_the_other():

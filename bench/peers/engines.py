@@ -19,7 +19,7 @@ OURS = "halfbyte"
 class Engine:
     """One engine, or one way to run it.
 
-    peer        what tables call it; several ways of the same peer compete, and its best figure counts
+    peer        what tables call it; several ways of the same peer compete (`figures.rows` says how)
     module      the file of this folder, and `adapter` its class
     package     the distribution whose version is told, and `libraries` the modules that must be there
     install     how to get them

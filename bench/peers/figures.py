@@ -154,30 +154,52 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
 
 
 def rows(found: Iterable[Series], sizes: ModelSizes) -> list[Row]:
-    """Return a row for each number of threads and figure, in the order in which they were measured."""
+    """Return a row for each number of threads and figure, in the order in which they were measured.
+
+    A speed is that of the peer's best way; what is no speed is that of its way that is fastest over all speeds, since
+    what a way does at its start it does for them.
+    """
+    found = list(found)
+    fastest = _fastest_ways(found)
     grouped: dict[tuple[int, str], dict[str, list[Series]]] = {}
     for series in found:
         row = grouped.setdefault((series.threads, series.figure), {})
         row.setdefault(ENGINES[series.engine].peer, []).append(series)
     made = []
     for (threads, figure), peers in grouped.items():
-        best = {peer: _best(ways) for peer, ways in peers.items()}
+        best = {peer: _best(ways, fastest.get((threads, peer))) for peer, ways in peers.items()}
         ours = best[OURS].values
         results = {peer: _result(series, ours if peer != OURS else [], sizes) for peer, series in best.items()}
         made.append(Row(threads, figure, best[OURS].case, results))
     return made
 
 
-def _best(ways: Sequence[Series]) -> Series:
-    """Return the best of several ways of running a peer: the fastest, the soonest, the smallest."""
-    whole = [series for series in ways if series.values and not series.failed]
+def _fastest_ways(found: Sequence[Series]) -> dict[tuple[int, str], str]:
+    """For each number of threads and peer, its way of the most speeds, and of those the highest geometric mean."""
+    speeds: dict[tuple[int, str], dict[str, list[float]]] = {}
+    for series in found:
+        if series.case and series.is_whole:
+            ways = speeds.setdefault((series.threads, ENGINES[series.engine].peer), {})
+            ways.setdefault(series.engine, []).append(statistics.median(series.values))
+
+    def rank(values: list[float]) -> tuple[int, float]:
+        return len(values), statistics.geometric_mean(values)
+
+    return {key: max(ways, key=lambda way: rank(ways[way])) for key, ways in speeds.items()}
+
+
+def _best(ways: Sequence[Series], fastest: str | None) -> Series:
+    """Return the best of several ways of running a peer: the fastest; for no speed `fastest`, else the least."""
+    whole = [series for series in ways if series.is_whole]
     if not whole:
         return ways[0]
+    if ways[0].case is None:
+        whole = [series for series in whole if series.engine == fastest] or whole
     return (max if ways[0].case else min)(whole, key=lambda series: statistics.median(series.values))
 
 
 def _result(series: Series, ours: Sequence[float], sizes: ModelSizes) -> Result:
-    if series.failed or not series.values:
+    if not series.is_whole:
         return Result(series.engine, None, None, None, tuple(series.values))
     value = spread(series.values)
     compared = ratio(ours, series.values) if ours else None

@@ -63,6 +63,11 @@ class Series:
     limits: list[dict[str, float]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all turns gave a value."""
+        return bool(self.values) and not self.failed
+
 
 def cases(
     prompts: Sequence[int], generations: Sequence[int], depths: Sequence[int], batches: Sequence[int]
@@ -154,7 +159,12 @@ class _Group:
         self._tell(self._done, which)
 
     def _start(self) -> Iterator[Series]:
-        """Start every engine, several times where that is measured; the processes of the last time stay."""
+        """Start every engine, several times where that is measured; the processes of the last time stay.
+
+        An engine gets the memory that the one before it gave back, which elsewhere a virtual machine may have to ask
+        its host for (a 1B model is loaded in 0.2 s then, or in 1): in every other turn all but the first change places,
+        so that of three engines each follows each as often.
+        """
         found = {
             engine: [Series(self._threads, figure, engine) for figure in STARTS.values()] for engine in self._engines
         }
@@ -168,7 +178,8 @@ class _Group:
         }
         rounds = self._rounds if self._starts else 1
         for turn in range(rounds):
-            for engine in self._engines:
+            first, *others = self._engines
+            for engine in (first, *(others if turn % 2 == 0 else others[::-1])):
                 which = f"{engine}, {self._threads} threads, load"
                 if engine in self._failed:
                     self._told(which)
