@@ -117,17 +117,7 @@ def add_blocks(
         supers = [scale_table(e, layout, e.scratch(table_size), opened=False) for _ in panels]
     with e.loop(0, steps) as i:
         blocks = [panel + i * step_bytes for panel in panels]
-        ahead = e.i64(PREFETCH_BYTES // len(panels))
-        if few and len(panels) > 1:  # what follows a panel is its neighbour, which is read already
-            size_of = panels[1] - panels[0]
-            ahead = e.select(i * step_bytes + ahead < size_of, ahead, ahead + size_of * (len(panels) - 1))
-        if few:
-            if onward is not None:  # opaque: with AVX2, LLVM spills sums of Q5_1 otherwise
-                ahead = e.opaque(e.select(blocks[-1] + ahead >= onward.end, ahead + onward.jump, ahead))
-            for block in blocks:
-                e.prefetch(block + ahead, header)
-                if alone and e.target.asks_afar(layout):
-                    e.prefetch(block + FAR_BYTES)
+        ahead = _ask_for_blocks(e, layout, panels, blocks, i, onward, alone) if few else None
         apart = []
         if opened is not None:
             apart = [OpenedBlock(e, layout, place + i * opened_bytes(layout, e.target)) for place in opened.places]
@@ -158,9 +148,8 @@ def add_blocks(
                     if layout.parts == 1:
                         e.prefetch(at[1].value + further)
             weights = weights_of(part)
-            if few:
-                for of_panel in weights:
-                    e.prefetch(of_panel.codes.value + ahead, size)
+            for of_panel in weights if ahead is not None else ():
+                e.prefetch(of_panel.codes.value + ahead, size)
             return weights
 
         if pairs := [block for block in supers if isinstance(block, PairedScales)]:
@@ -174,13 +163,42 @@ def add_blocks(
         if whole:
             inner = _as_floats(e, layout, supers, at[1].value - per_part[1] * layout.parts, inner)
         if inner is not sums:
-            for r in range(len(sums[0])):
-                scale = e.broadcast(scales_at.value + 4 * r, F32, n)
-                for total, part_sums in zip(sums, inner, strict=True):
-                    total[r].set(e.fma(part_sums[r].value, scale, total[r].value))
+            _add_super_block(e, sums, inner, scales_at.value)
             for place, further in zip(at, per_part, strict=True):
                 place.set(e.opaque(place.value + (a.block_stride - further * layout.parts)))
             scales_at.set(scales_at.value + a.block_stride)
+
+
+def _ask_for_blocks(
+    e: Emitter, layout: BlockLayout, panels: list[Value], blocks: list[Value], i: Value, onward: Onward | None,
+    alone: bool,
+) -> Value:  # fmt: skip
+    """Ask for the headers of what a tile of few rows reads next, and return how far ahead of its blocks that is.
+
+    blocks: number `i` of each panel.
+    """
+    ahead = e.i64(PREFETCH_BYTES // len(panels))
+    if len(panels) > 1:  # what follows a panel is its neighbour, which is read already
+        size_of = panels[1] - panels[0]
+        here = i * layout.step_bytes(e.target.lanes) + ahead
+        ahead = e.select(here < size_of, ahead, ahead + size_of * (len(panels) - 1))
+    if onward is not None:  # opaque: with AVX2, LLVM spills sums of Q5_1 otherwise
+        ahead = e.opaque(e.select(blocks[-1] + ahead >= onward.end, ahead + onward.jump, ahead))
+    for block in blocks:
+        e.prefetch(block + ahead, layout.header_bytes(e.target.lanes))
+        if alone and e.target.asks_afar(layout):
+            e.prefetch(block + FAR_BYTES)
+    return ahead
+
+
+def _add_super_block(
+    e: Emitter, sums: Sequence[Sequence[Local]], inner: Sequence[Sequence[Local]], scales_at: Value
+) -> None:  # fmt: skip
+    """sums += inner times the rows' scales, float32 one after the other at `scales_at`."""
+    for r in range(len(sums[0])):
+        scale = e.broadcast(scales_at + 4 * r, F32, e.target.lanes)
+        for total, of_block in zip(sums, inner, strict=True):
+            total[r].set(e.fma(of_block[r].value, scale, total[r].value))
 
 
 def _part_strides(e: Emitter, layout: BlockLayout, a: Fields) -> tuple[Value, Value]:
