@@ -1,5 +1,6 @@
 """`halfbyte bench peers`: the arithmetic of its figures, its processes, and the command on a tiny model."""
 
+import itertools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from halfbyte.bench.peers.figures import ModelSizes, Spread, failures, machine_l
 from halfbyte.bench.peers.ours import Halfbyte
 from halfbyte.bench.peers.processes import PeerFailedError, Process
 from halfbyte.bench.peers.table import record, text
-from halfbyte.bench.peers.turns import PEAK, Case, Series, cases
+from halfbyte.bench.peers.turns import PEAK, Case, Series, cases, order_of_starts
 from halfbyte.bench.picture import draw_ratios
 from halfbyte.errors import ContextLengthError, UnsupportedError
 from halfbyte.quant.gguf_reader import open_gguf
@@ -46,6 +47,15 @@ def test_every_size_at_every_depth_and_batches_at_the_smallest():
     assert [case.name for case in cases([8], [0], [0], [1, 4])] == ["pp8"]
     assert cases([0], [0], [0], [1]) == []
     assert Case(0, 64, 0, 4).tokens == 256
+
+
+def test_each_of_three_engines_starts_behind_each_other_as_often():
+    """All of them once a turn, and in two turns, which then begin anew, each pair of neighbours once."""
+    turns = [order_of_starts(WAYS, turn) for turn in range(3)]
+    assert all(sorted(turn) == sorted(WAYS) for turn in turns)
+    line = [*turns[0], *turns[1], turns[2][0]]
+    assert len(set(itertools.pairwise(line))) == 6
+    assert [order_of_starts(WAYS[:n], 1) for n in (1, 2)] == [[WAYS[0]], list(WAYS[:2])]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

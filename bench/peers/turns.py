@@ -82,6 +82,16 @@ def cases(
     return found + [Case(0, n, min(depths), batch) for batch in batches if batch > 1 for n in generations if n]
 
 
+def order_of_starts(engines: Sequence[str], turn: int) -> list[str]:
+    """Return the engines in the order in which they start: in every other turn all but the first the other way round.
+
+    An engine gets the memory that the one before it gave back; a virtual machine may have to ask its host for other
+    memory, which takes long (a 1B model is loaded in 0.2 s or in 1).  So of three engines each follows each as often.
+    """
+    first, *others = engines
+    return [first, *(others if turn % 2 == 0 else others[::-1])]
+
+
 def measure(
     files: Files,
     engines: Sequence[str],
@@ -159,12 +169,7 @@ class _Group:
         self._tell(self._done, which)
 
     def _start(self) -> Iterator[Series]:
-        """Start every engine, several times where that is measured; the processes of the last time stay.
-
-        An engine gets the memory that the one before it gave back, which elsewhere a virtual machine may have to ask
-        its host for (a 1B model is loaded in 0.2 s then, or in 1): in every other turn all but the first change places,
-        so that of three engines each follows each as often.
-        """
+        """Start every engine, several times where that is measured; the processes of the last time stay."""
         found = {
             engine: [Series(self._threads, figure, engine) for figure in STARTS.values()] for engine in self._engines
         }
@@ -178,8 +183,7 @@ class _Group:
         }
         rounds = self._rounds if self._starts else 1
         for turn in range(rounds):
-            first, *others = self._engines
-            for engine in (first, *(others if turn % 2 == 0 else others[::-1])):
+            for engine in order_of_starts(self._engines, turn):
                 which = f"{engine}, {self._threads} threads, load"
                 if engine in self._failed:
                     self._told(which)
