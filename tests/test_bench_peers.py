@@ -110,10 +110,11 @@ def test_the_best_way_of_a_peer_counts_for_each_speed():
 def test_loading_is_that_of_the_way_that_is_fastest_over_all_speeds():
     load = starts([1.0, 1.0], [2.0, 3.0], [0.4, 0.5])
     prompt, generated = Case(8, 0, 0), Case(0, 8, 0)
+    failed = speed("llama.cpp", generated, [90], "died of SIGSEGV")
     for speeds, expected in (
         ([*two_ways(prompt, 30, 10), *two_ways(generated, 10, 29)], "llama.cpp"),
         ([*two_ways(prompt, 30, 10), *two_ways(generated, 10, 31)], "llama.cpp, no repack"),
-        ([*two_ways(prompt, 30, 10), *two_ways(generated, 10, 1)[::2]], "llama.cpp, no repack"),  # the other failed
+        ([*two_ways(prompt, 30, 10), *two_ways(generated, 10, 1)[::2], failed], "llama.cpp, no repack"),
         ([], "llama.cpp, no repack"),  # the soonest
     ):
         [row] = [row for row in rows([*load, *speeds], SIZES) if row.figure == "load"]
