@@ -11,8 +11,8 @@ micro-kernel reads of all its rows:
                      [two groups, row]
 
 so that every address in the micro-kernel is one of two pointers plus a constant (of scales for 256 columns, of a third
-one).  Rows apart cost a pointer each,
-spills of those, and collisions in the cache where strides are powers of two: a third of the speed of prompts.
+one).  Rows apart cost a pointer each, spills of those, and collisions in the cache where strides are powers of two: a
+third of the speed of prompts.
 
 Types with blocks of 32 columns meet a scale for each 32, absmax / 127 rounded to float16 as in llama.cpp's Q8_0; types
 with super-blocks meet one for 256, in float32 as in its Q8_K, so that a product is scaled once in 256 columns.  Both

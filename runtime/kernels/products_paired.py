@@ -3,8 +3,7 @@ leaves: each row's sum of a super-block's products times whole scales.
 
 What multiplies is all that Zen 5 waits for (`Target.has_spare_units`): in Q4_K 8 products of scales and 4 of minimums
 beside 64 of codes.  So the sums of two groups are put side by side, as int16 in one vector, and one instruction
-multiplies both by their scales: prompts of a 1B model take 1 to 4 % less time in Q4_K_M, 5 to 7 %
-in Q2_K, 2 % in Q3_K.
+multiplies both by their scales: prompts of a 1B model take 1 to 4 % less time in Q4_K_M, 5 to 7 % in Q2_K, 2 % in Q3_K.
 
 Such a sum need not fit 16 bits, which it does unless activations are large all over a group: 15 * 127 * 32 = 60960 in
 Q4_K.  Quantizing tells (`Correction.largest`); a super-block with such a row is multiplied row by row in 32 bits,
